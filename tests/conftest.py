@@ -1,0 +1,48 @@
+"""Loads the pack once, under the name `pistachio`, and the tests' shared helpers, under the name `support`.
+
+The repository's root is never on sys.path: its folder `nodes` would shadow ComfyUI's module of that name.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+
+# `python -m pytest` puts the working folder there.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+
+def _load_package(name: str, folder: Path):
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_load_package("pistachio", ROOT)
+_load_package("support", TESTS / "support")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--comfyui",
+        default=None,
+        help="folder of the ComfyUI checkout that the `nodes` and `e2e` tests run against (dev.py gives it)",
+    )
+    parser.addoption(
+        "--front-end-root",
+        default=None,
+        help="folder with the browser files of the ComfyUI frontend version that the checkout pins (dev.py gives it)",
+    )
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return ROOT
