@@ -1,0 +1,84 @@
+"""Captions as the network takes them.
+
+A stored CONDITIONING becomes, per picture, the keyword arguments of `apply_model`, through the
+host's own `extra_conds`; pictures whose arguments have equal shapes share a forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import comfy.sampler_helpers
+import comfy.samplers
+
+from ..training.errors import PistachioError
+
+
+@dataclass(frozen=True)
+class HostCondition:
+    arguments: dict  # name -> COND object of one sample, on the CPU
+    group: str
+
+
+def prepare(base_model, conditioning: list, latents: torch.Tensor) -> HostCondition:
+    """`conditioning`: the host's [[tensor, dict]]; `latents`: [1, C, ...], whose size SDXL is told."""
+    values = [[tensor, {"guidance": 1.0, **extra}] for tensor, extra in conditioning[:1]]
+    with torch.no_grad():
+        converted = comfy.sampler_helpers.convert_cond(_normal(values))
+        noise = torch.zeros_like(latents)
+        try:
+            processed = comfy.samplers.process_conds(
+                base_model, noise, {"positive": converted}, torch.device("cpu"),
+                latent_image=torch.zeros_like(latents), denoise_mask=None, seed=0, latent_shapes=[list(noise.shape)],
+            )
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise PistachioError(
+                f"This model can't use the encoded captions ({type(error).__name__}: {error}). They were encoded with another "
+                "model's text encoder: connect the CLIP that belongs to this MODEL to Encode Dataset."
+            ) from error
+        arguments = {
+            name: value.process_cond(batch_size=1, area=None)
+            for name, value in processed["positive"][0]["model_conds"].items()
+        }
+    arguments = {name: _normal_cond(value) for name, value in arguments.items()}
+    group = ";".join(f"{name}={_signature(value)}" for name, value in sorted(arguments.items()))
+    return HostCondition(arguments=arguments, group=group)
+
+
+def concatenate(conditions: list[HostCondition], device: torch.device) -> dict:
+    """Keyword arguments of `apply_model` for the whole batch."""
+    joined = comfy.samplers.cond_cat([condition.arguments for condition in conditions])
+    return {name: _to(value, device) for name, value in joined.items()}
+
+
+def _signature(value) -> str:
+    cond = value.cond
+    if torch.is_tensor(cond):
+        return f"{type(value).__name__}{tuple(cond.shape)}"
+    if isinstance(cond, (list, tuple)) and all(torch.is_tensor(c) for c in cond):
+        return f"{type(value).__name__}{[tuple(c.shape) for c in cond]}"
+    return f"{type(value).__name__}:{cond!r}"
+
+
+def _normal_cond(value):
+    """Inference tensors can't enter a training graph; a clone made outside inference mode can."""
+    return value._copy_with(_normal(value.cond))
+
+
+def _normal(value):
+    if torch.is_tensor(value):
+        return value.detach().clone() if value.is_inference() else value.detach()
+    if isinstance(value, dict):
+        return {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_normal(item) for item in value)
+    return value
+
+
+def _to(value, device):
+    if torch.is_tensor(value):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to(item, device) for item in value)
+    return value

@@ -1,0 +1,201 @@
+"""ComfyUI's MODEL as the engine's `TrainableModel`.
+
+It trains the very object that the user generates with: its modules are changed inside
+`training()` only, and each change is undone there in a `finally`.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager
+from typing import Iterator, Sequence
+
+import torch
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.ops
+from torch import Tensor
+
+from ..training.errors import PistachioError
+from .conditions import HostCondition, concatenate
+from .families import UNTRAINABLE_TYPES, blocks_of
+
+log = logging.getLogger("pistachio")
+
+# Larger than any real weight; raw 8-bit codes whose scale was not applied reach 127 or 448.
+MISREAD_MAGNITUDE = 64.0
+
+
+class HostModel:
+    key_prefix = "diffusion_model."
+
+    def __init__(self, patcher, *, precision: str = "auto"):
+        """`patcher`: the MODEL socket's value. Raises PistachioError for a model that can't be trained."""
+        self.patcher = patcher.clone()
+        comfy.model_management.load_models_gpu([self.patcher])
+        self.base_model = self.patcher.model
+        self.network = self.base_model.diffusion_model
+        self.device = self.patcher.load_device
+        self.family = type(self.base_model.model_config).__name__
+        self.model_sampling = self.patcher.get_model_object("model_sampling")
+        self.latent_channels = self.base_model.latent_format.latent_channels
+        self.is_flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
+        self.compute_dtype = self._compute_dtype(precision)
+        refuse_untrainable(self.base_model)
+
+    def _compute_dtype(self, precision: str) -> torch.dtype:
+        if precision == "fp32":
+            return torch.float32
+        if precision == "bf16":
+            return torch.bfloat16
+        # fp16 would need loss scaling, so it is never chosen.
+        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+
+    # ---- the objective -------------------------------------------------
+
+    def sigma_at(self, t_B: Tensor) -> Tensor:
+        # float64 keeps 1 - t exact enough near t = 1, where the schedules are steep.
+        sigmas = [float(self.model_sampling.percent_to_sigma(1.0 - float(t))) for t in t_B.double()]
+        return torch.tensor(sigmas, dtype=torch.float32, device=self.device)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
+        # noise_scaling adds into the noise it is given.
+        return self.model_sampling.noise_scaling(sigma_B, noise.clone(), latents, False)
+
+    def output_scale(self, sigma_B: Tensor) -> Tensor:
+        ones = torch.ones(sigma_B.shape[0], 1, 1, 1, device=sigma_B.device)
+        return self.model_sampling.calculate_denoised(sigma_B, ones, torch.zeros_like(ones)).flatten()
+
+    def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[HostCondition]) -> Tensor:
+        options = {
+            "optimized_attention_override": differentiable_attention,
+            "sigmas": sigma_B,
+            "cond_or_uncond": [0] * len(conditions),
+        }
+        arguments = concatenate(list(conditions), self.device)
+        return self.base_model._apply_model(x_t, sigma_B, transformer_options=options, **arguments)
+
+    def condition_group(self, condition: HostCondition) -> str:
+        return condition.group
+
+    # ---- the network's layers ------------------------------------------
+
+    def blocks(self) -> list[tuple[str, torch.nn.Module]]:
+        return blocks_of(self.network)
+
+    def is_linear(self, module: torch.nn.Module) -> bool:
+        # The host's quantised Linear is a plain Module with the same fields.
+        return isinstance(module, torch.nn.Linear) or (type(module).__name__ == "Linear" and hasattr(module, "in_features"))
+
+    def is_conv(self, module: torch.nn.Module) -> bool:
+        return isinstance(module, torch.nn.Conv2d)
+
+    @contextmanager
+    def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> Iterator[Tensor]:
+        weight = module.weight
+        plain = type(weight) in (torch.nn.Parameter, Tensor) and not getattr(module, "weight_function", None)
+        if plain and weight.dtype == like.dtype and weight.device == like.device and not hasattr(module, "scale_weight"):
+            yield weight
+            return
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True
+        )
+        try:
+            usable = weight.dequantize().to(like.dtype) if hasattr(weight, "dequantize") and type(weight) is not Tensor else weight
+            scale = getattr(module, "scale_weight", None)  # scaled fp8: the codes need their scale
+            yield usable if scale is None else usable * scale.to(device=like.device, dtype=like.dtype)
+        finally:
+            comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+    # ---- switching for training ----------------------------------------
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if hasattr(comfy.model_management, "in_training"):
+                # Without it the host's rotary embedding runs through operations that have no backward.
+                stack.enter_context(_attribute(comfy.model_management, "in_training", True))
+            if self.compute_dtype != self.network_dtype:
+                stack.enter_context(_attribute(self.base_model, "manual_cast_dtype", self.compute_dtype))
+                for module in self.network.modules():
+                    if hasattr(module, "comfy_cast_weights"):
+                        stack.enter_context(_attribute(module, "comfy_cast_weights", True))
+            stack.enter_context(_ordinary_parameters(self.network))
+            yield
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        return self.base_model.manual_cast_dtype or self.base_model.get_dtype()
+
+
+def differentiable_attention(original, *args, **kwargs):
+    """PyTorch's attention: every backend it picks has a backward, unlike some that the host may have chosen."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+def refuse_untrainable(base_model) -> None:
+    kind = base_model.model_type.name
+    if kind in UNTRAINABLE_TYPES:
+        raise PistachioError(
+            f"This model ({kind}) can't be trained: {UNTRAINABLE_TYPES[kind]}. Load a text-to-image or text-to-video model."
+        )
+    channels = base_model.latent_format.latent_channels
+    shape = (1, channels, 1, 8, 8) if base_model.latent_format.latent_dimensions == 3 else (1, channels, 8, 8)
+    if base_model.concat_cond(noise=torch.zeros(shape), device=torch.device("cpu")) is not None:
+        raise PistachioError(
+            "This model also needs a picture as input (image-to-video, inpaint or edit), which training can't give it. "
+            "Load the text-to-image or text-to-video version of it."
+        )
+    for path, module in base_model.diffusion_model.named_modules():
+        weight = getattr(module, "weight", None)
+        if type(weight) is torch.nn.Parameter and weight.element_size() == 1 and not hasattr(module, "scale_weight"):
+            largest = weight.float().abs().max().item()
+            if largest > MISREAD_MAGNITUDE:
+                raise PistachioError(
+                    f"This quantised file is misread by this version of ComfyUI: '{path}' holds raw 8-bit codes up to {largest:.0f} "
+                    "without their scale, so it also generates noise. Update ComfyUI, or load the bf16 or fp16 file."
+                )
+
+
+@contextmanager
+def _attribute(owner, name: str, value) -> Iterator[None]:
+    """Set an attribute on the instance; afterwards the instance looks exactly as before."""
+    own = vars(owner)
+    had, before = name in own, own.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
+def _ordinary_parameters(network: torch.nn.Module) -> Iterator[None]:
+    """Loaders make inference tensors, which autograd may not keep, and some that ask for gradients.
+
+    Each is replaced by an ordinary frozen one over the same memory, and put back afterwards.
+    """
+    replaced = []
+    try:
+        for module in network.modules():
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    if tensor is None or type(tensor) not in (torch.nn.Parameter, Tensor):
+                        continue
+                    if not (tensor.is_inference() or tensor.requires_grad) or tensor.is_meta:
+                        continue
+                    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                    alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+                    if store is module._parameters:
+                        alias = torch.nn.Parameter(alias, requires_grad=False)
+                    replaced.append((store, name, tensor))
+                    store[name] = alias
+        yield
+    finally:
+        for store, name, tensor in replaced:
+            store[name] = tensor

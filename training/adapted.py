@@ -1,0 +1,135 @@
+"""The network with its adapters attached, and the flat buffer they live in.
+
+All adapter tensors are views of one fp32 buffer, and so are their gradients: clipping,
+the optimiser, the weight average and the state file each handle a single tensor.
+The network's own modules are changed only between `__enter__` and `__exit__`.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from .adapters import ADAPTERS
+from .checkpointing import checkpointed_blocks
+from .config import AdapterConfig
+from .frozen import FrozenConv, FrozenLinear
+from .model import TrainableModel
+from .patching import replaced_forward
+from .seeds import generator
+from .targets import select_targets
+
+
+class AdaptedNetwork:
+    def __init__(self, model: TrainableModel, config: AdapterConfig, *, seed: int, checkpointing: bool = False):
+        self.model = model
+        self.checkpointing = checkpointing
+        self.enabled = True
+        adapter_class = ADAPTERS[config.kind]
+        self.adapters = {
+            path: adapter_class(module, config, is_conv=is_conv) for path, module, is_conv in select_targets(model, config)
+        }
+        count = sum(_numel(shape) for adapter in self.adapters.values() for shape in adapter.shapes.values())
+        self.parameters = torch.zeros(count, device=model.device)  # fp32
+        self.gradients = torch.zeros_like(self.parameters)
+        self.parameters.grad = self.gradients
+        self._bind()
+        for path, adapter in self.adapters.items():
+            adapter.initialise(generator("adapter", seed, path))
+        self._stack: ExitStack | None = None
+
+    def _bind(self) -> None:
+        offset = 0
+        for adapter in self.adapters.values():
+            for name, shape in adapter.shapes.items():
+                end = offset + _numel(shape)
+                tensor = self.parameters[offset:end].view(shape).requires_grad_(True)
+                tensor.grad = self.gradients[offset:end].view(shape)
+                adapter.tensors[name] = tensor
+                offset = end
+
+    def __enter__(self) -> "AdaptedNetwork":
+        stack = ExitStack()
+        try:
+            for path, module in self.model.network.named_modules():
+                replacement = self._replacement(path, module)
+                if replacement is not None:
+                    stack.enter_context(replaced_forward(module, replacement))
+            if self.checkpointing:
+                stack.enter_context(checkpointed_blocks(self.model))
+        except BaseException:
+            stack.close()
+            raise
+        self._stack = stack
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._stack.close()
+        self._stack = None
+
+    def _replacement(self, path: str, module: torch.nn.Module):
+        base = module.forward
+        model = self.model
+        adapter = self.adapters.get(path)
+        frozen = FrozenLinear if model.is_linear(module) else FrozenConv if model.is_conv(module) else None
+        if adapter is not None:
+            def forward(x, *args, **kwargs):
+                if self.enabled:
+                    return adapter.forward(x, base, model)
+                return base(x, *args, **kwargs)
+        elif frozen is not None:
+            def forward(x, *args, **kwargs):
+                if x.requires_grad and torch.is_grad_enabled() and not args and not kwargs:
+                    return frozen.apply(x, base, module, model)
+                return base(x, *args, **kwargs)
+        elif isinstance(module, torch.nn.LayerNorm):
+            # Flux adds in place to the tensor its norms have saved for the backward; a copy keeps that one intact.
+            def forward(x, *args, **kwargs):
+                return base(x.clone() if x.requires_grad else x, *args, **kwargs)
+        else:
+            return None
+        return forward
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base alone."""
+        self.enabled = False
+        try:
+            yield
+        finally:
+            self.enabled = True
+
+    @contextmanager
+    def weights(self, other: Tensor) -> Iterator[None]:
+        """Run with another flat buffer (the weight average), then put the trained one back."""
+        with torch.no_grad():
+            kept = self.parameters.clone()
+            self.parameters.copy_(other)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                self.parameters.copy_(kept)
+
+    def state_dict(self, flat: Tensor | None = None) -> dict[str, Tensor]:
+        """LoRA keys under the host's naming -> CPU tensors; from `flat` when given."""
+        values = self.parameters if flat is None else flat
+        state, offset = {}, 0
+        for path, adapter in self.adapters.items():
+            views = {}
+            for name, shape in adapter.shapes.items():
+                end = offset + _numel(shape)
+                views[name], offset = values[offset:end].view(shape), end
+            own = adapter.tensors
+            adapter.tensors = views
+            for suffix, tensor in adapter.state().items():
+                state[f"{self.model.key_prefix}{path}.{suffix}"] = tensor.detach().to("cpu", copy=True).contiguous()
+            adapter.tensors = own
+        return state
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())

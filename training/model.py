@@ -1,0 +1,56 @@
+"""What the engine asks of a diffusion model.
+
+The engine knows no host: `bridge.model.HostModel` implements this over ComfyUI's MODEL,
+and the unit tests implement it over a few lines of torch.
+
+Shapes: B batch; latents are [B, C, H, W] or [B, C, T, H, W].
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, Sequence
+
+import torch
+from torch import Tensor
+
+# What a text encoder gave for one caption, in the host's own form. The engine only carries it.
+Condition = Any
+
+
+class TrainableModel(Protocol):
+    family: str  # the host's name for the architecture, e.g. "WAN21_T2V"
+    network: torch.nn.Module  # module paths under it are the LoRA key names
+    key_prefix: str  # "diffusion_model."
+    device: torch.device
+    is_flow: bool  # sigma in [0, 1] and velocity output
+
+    def sigma_at(self, t_B: Tensor) -> Tensor:
+        """Sigma [B] for t in (0, 1], 1 is pure noise; includes the model's shift."""
+
+    def add_noise(self, latents: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
+        """The network's input scale aside, x_t of the host's own sampler."""
+
+    def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """Denoised latents x0_hat, float32, differentiable with respect to the adapters only."""
+
+    def output_scale(self, sigma_B: Tensor) -> Tensor:
+        """c_out [B]: d x0_hat / d network output. |x0_hat - x0|^2 / c_out^2 is the loss in the network's output space."""
+
+    def condition_group(self, condition: Condition) -> str:
+        """Conditions with equal groups can share one forward pass."""
+
+    def blocks(self) -> list[tuple[str, torch.nn.Module]]:
+        """The repeated blocks that may be checkpointed, in order; empty when the family has no recipe."""
+
+    def is_linear(self, module: torch.nn.Module) -> bool:
+        """True for every kind of linear layer the host uses, quantised ones included."""
+
+    def is_conv(self, module: torch.nn.Module) -> bool:
+        """True for a 2-D convolution."""
+
+    def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
+        """The frozen weight in `like`'s dtype and device, valid inside the context only (it may be a staging buffer)."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Everything that must be switched for gradients to be right; restores the caller's model on exit, whatever happens."""
