@@ -4,6 +4,7 @@ The repository's root is never on sys.path: its folder `nodes` would shadow Comf
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -31,15 +32,16 @@ _load_package("support", TESTS / "support")
 
 
 def pytest_addoption(parser):
+    # Write them with "=": before this file is read, pytest takes a separate value for a folder of tests.
     parser.addoption(
         "--comfyui",
-        default=None,
-        help="folder of the ComfyUI checkout that the `nodes` and `e2e` tests run against (dev.py gives it)",
+        default=os.environ.get("PISTACHIO_COMFYUI"),
+        help="--comfyui=PATH: the ComfyUI checkout that the `nodes` and `e2e` tests run against (dev.py gives it)",
     )
     parser.addoption(
         "--front-end-root",
-        default=None,
-        help="folder with the browser files of the ComfyUI frontend version that the checkout pins (dev.py gives it)",
+        default=os.environ.get("PISTACHIO_FRONT_END_ROOT"),
+        help="--front-end-root=PATH: browser files of the frontend version that the checkout pins (dev.py gives it)",
     )
 
 
