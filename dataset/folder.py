@@ -1,0 +1,140 @@
+"""A folder on disk -> Dataset: which files are pictures, in which order, with which captions.
+
+Owns the scan and its errors. Whether the result is enough to train on is `checks.py`'s matter.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+from ..training.errors import PistachioError
+from .captions import read_caption
+from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
+from .types import Dataset, Picture, Skipped
+
+log = logging.getLogger(__name__)
+
+SHOWN_NAMES = 5  # an error names this many files and counts the rest
+
+
+def load_folder(
+    folder: Path,
+    *,
+    recursive: bool = True,
+    trigger_word: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    check_interrupted: Callable[[], None] = lambda: None,
+) -> Dataset:
+    """Every readable picture of a folder with its sidecar caption, in natural order.
+
+    Unreadable pictures go to `Dataset.skipped` with the reason. PistachioError: no such folder,
+    no picture in it, none readable, or a caption that is not UTF-8.
+    """
+    folder = Path(folder).absolute()
+    if not folder.exists():
+        raise PistachioError(f"The folder '{folder}' does not exist. Check the folder on Load Image Folder.")
+    if not folder.is_dir():
+        raise PistachioError(f"'{folder}' is a file, not a folder. Choose the folder that holds the pictures.")
+    candidates = list_pictures(folder, recursive=recursive)
+    if not candidates:
+        hint = "" if recursive else " Switch 'recursive' on if they are in subfolders."
+        raise PistachioError(
+            f"The folder '{folder}' has no pictures. Put at least five in it ({', '.join(sorted(e[1:] for e in EXTENSIONS))}).{hint}"
+        )
+    pictures, skipped, notes = [], [], []
+    sidecars: dict[Path, str] = {}
+    for done, path in enumerate(candidates):
+        check_interrupted()
+        relative_path = path.relative_to(folder).as_posix()
+        try:
+            picture, picture_notes = _read(path, relative_path)
+        except PistachioError as error:
+            skipped.append(Skipped(relative_path=relative_path, reason=str(error)))
+            log.warning("Skipped %s: %s", relative_path, error)
+        else:
+            pictures.append(replace(picture, caption=read_caption(picture.caption_path)))
+            notes.extend(picture_notes)
+            other = sidecars.setdefault(picture.caption_path, relative_path)
+            if other != relative_path:
+                notes.append(f"'{other}' and '{relative_path}' share the caption file '{picture.caption_path.name}'. Rename one of them.")
+        progress(done + 1, len(candidates))
+    if not pictures:
+        raise PistachioError(
+            f"None of the {len(skipped)} pictures in '{folder}' can be read. " + " ".join(s.reason for s in skipped[:SHOWN_NAMES])
+        )
+    if skipped:
+        notes.append(f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out: {name_list([s.relative_path for s in skipped])}.")
+    return Dataset(folder=folder, pictures=tuple(pictures), skipped=tuple(skipped), trigger_word=trigger_word.strip(), notes=tuple(notes))
+
+
+def list_pictures(folder: Path, *, recursive: bool) -> list[Path]:
+    """Files that look like pictures, natural order; hidden files and folders are passed over, linked folders not entered."""
+
+    def refuse(error: OSError):
+        raise PistachioError(f"The folder '{error.filename}' can't be listed: {error.strerror}. Allow reading it.") from error
+
+    found = []
+    for root, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS | UNSUPPORTED_EXTENSIONS:
+                found.append(Path(root) / name)
+    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def folder_fingerprint(folder: Path, *, recursive: bool = True) -> str:
+    """Changes whenever a picture or caption is added, removed, renamed or saved; decodes nothing."""
+    digest = hashlib.sha256()
+    folder = Path(folder).absolute()
+    if folder.is_dir():
+        for path in list_pictures(folder, recursive=recursive):
+            for file in (path, path.with_suffix(".txt")):
+                if file.exists():
+                    status = file.stat()
+                    digest.update(f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def natural_key(text: str) -> tuple:
+    """'a2' before 'a10', case-blind; the text itself last, so that the order is total."""
+    parts = re.split(r"(\d+)", text.casefold())
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts), text
+
+
+def name_list(names: list[str]) -> str:
+    """'a.png, b.png and 7 more'."""
+    shown = ", ".join(names[:SHOWN_NAMES])
+    return shown if len(names) <= SHOWN_NAMES else f"{shown} and {len(names) - SHOWN_NAMES} more"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _read(path: Path, relative_path: str) -> tuple[Picture, tuple[str, ...]]:
+    if path.suffix.lower() in UNSUPPORTED_EXTENSIONS:
+        raise PistachioError(f"'{path.name}': {path.suffix[1:].upper()} files can't be read here. Save it as PNG or JPEG.")
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PistachioError(f"'{path.name}' can't be opened: {error.strerror}. Is it a broken link?") from error
+    width, height, pixels, difference, grid, notes = _inspect(str(path), status.st_mtime_ns, status.st_size)
+    picture = Picture(
+        path=path, relative_path=relative_path, width=width, height=height, content_hash=pixels,
+        caption=None, difference_hash=difference, colour_grid=grid,
+    )
+    return picture, notes
+
+
+# Queueing the same graph again decodes nothing: 20 photographs of 12 megapixels take several seconds.
+@functools.lru_cache(maxsize=20_000)
+def _inspect(path: str, mtime_ns: int, size_bytes: int) -> tuple[int, int, str, int, bytes, tuple[str, ...]]:
+    image, notes = read_picture(Path(path))
+    return image.width, image.height, content_hash(image), difference_hash(image), colour_grid(image), notes

@@ -1,0 +1,1 @@
+"""JoyCaption: exact prompts, the model through transformers, and its download."""

@@ -1,0 +1,226 @@
+"""JoyCaption (LLaVA: SigLIP and Llama 3.1) through transformers 4.50 to 5.x.
+
+Owns how a picture and a prompt become tokens, and seeded generation in left-padded batches.
+Sizes and token ids come from the model's own config. Knows nothing about files of captions.
+Shapes: B batch, L tokens, S the vision tower's image side in pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...training.errors import PistachioError
+from .download import resolve_model
+from .prompts import BETA_ONE, KINDS, SYSTEM_PROMPTS, CaptionRequest, build_prompt
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generated:
+    text: str
+    num_tokens: int
+    finished: bool  # False: cut off at max_new_tokens
+
+
+def load_joycaption(
+    folder_or_repo: str | Path,
+    *,
+    precision: str = "bf16",
+    device: str | torch.device = "cpu",
+    models_folder: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,  # bytes of the download
+    kind: str = "auto",  # or one of KINDS: which system prompt and options
+) -> JoyCaptioner:
+    """Load a model from a folder, or download it first. PistachioError says what is missing or wrong."""
+    if precision not in DTYPES:
+        raise PistachioError(f"Captioner precision '{precision}' is unknown. Choose one of {', '.join(DTYPES)} on Load JoyCaption.")
+    try:
+        from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
+    except ImportError as error:
+        raise PistachioError(f"JoyCaption needs the package transformers, 4.50 or later ({error}): pip install transformers.") from error
+    folder = resolve_model(folder_or_repo, models_folder=models_folder, progress=progress)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    if config.model_type != "llava":
+        raise PistachioError(f"'{folder}' holds a '{config.model_type}' model, not a LLaVA one. Choose a JoyCaption folder on Load JoyCaption.")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _chat_template(folder)
+    # "torch_dtype" became "dtype" in 4.56
+    dtype_key = "dtype" if hasattr(type(config)(), "dtype") else "torch_dtype"
+    options: dict[str, Any] = {dtype_key: DTYPES[precision]}
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantized:
+        options["device_map"] = {"": str(device)}  # quantised weights can't be moved afterwards
+    try:
+        model, report = LlavaForConditionalGeneration.from_pretrained(
+            str(folder), local_files_only=True, output_loading_info=True, **options
+        )
+    except ImportError as error:  # bitsandbytes, compressed-tensors or accelerate, as transformers names it
+        raise PistachioError(f"'{folder}' is a quantised model that needs another package: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise PistachioError(f"'{folder}' lacks {len(missing)} weights, first '{missing[0]}'. Its files are damaged or of another model: download it again.")
+    if not quantized:
+        try:
+            model.to(device)
+        except torch.cuda.OutOfMemoryError as error:
+            raise PistachioError("There is not enough GPU memory for JoyCaption (about 17 GB in bf16). Choose an nf4 model, or close other programs.") from error
+    model.train(False)
+    return JoyCaptioner(model, tokenizer, kind=model_kind(kind, folder_or_repo, folder, config))
+
+
+def model_kind(kind: str, *names_and_config: Any) -> str:
+    """'alpha-two' or 'beta-one', as given or from the first name or config that says so."""
+    if kind != "auto":
+        if kind not in KINDS:
+            raise PistachioError(f"JoyCaption version '{kind}' is unknown. Choose auto, {' or '.join(KINDS)} on Load JoyCaption.")
+        return kind
+    for source in names_and_config:
+        text = str(getattr(source, "_name_or_path", source)).lower().replace("_", "-")
+        for known in KINDS:
+            if known in text:
+                return known
+    log.warning("'%s' does not say whether it is JoyCaption alpha-two or beta-one: taken as beta-one. Choose it on Load JoyCaption.", names_and_config[0])
+    return BETA_ONE
+
+
+def _chat_template(folder: Path) -> str:
+    """The template of a folder whose tokenizer file does not carry it: processors keep it in a file of its own."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+    raise PistachioError(f"'{folder}' has no chat template. Copy tokenizer_config.json and chat_template.* from the model's page.")
+
+
+def to_pixels(images: Sequence[Image.Image], side: int) -> Tensor:
+    """float32 [B, 3, S, S] in -1..1: squashed to a square, never padded, as the model was trained."""
+    squares = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32) for image in images]
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 255.0 * 2.0 - 1.0
+
+
+class JoyCaptioner:
+    """A loaded model. `free()` gives its memory back, after which it can't be used."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, kind: str):
+        assert kind in SYSTEM_PROMPTS
+        self.model, self.tokenizer, self.kind = model, tokenizer, kind
+        config = model.config
+        token = getattr(config, "image_token_index", None)
+        self.image_token_id = int(token if token is not None else config.image_token_id)
+        self.image_seq_length = int(config.image_seq_length)
+        self.image_side = int(config.vision_config.image_size)
+        self._base_generation = copy.deepcopy(model.generation_config)
+        eos = self._base_generation.eos_token_id
+        if eos is None:
+            eos = tokenizer.eos_token_id
+        self.eos_token_ids = frozenset(eos if isinstance(eos, (list, tuple)) else [eos])
+        pads = (tokenizer.pad_token_id, self._base_generation.pad_token_id, config.pad_token_id if hasattr(config, "pad_token_id") else None)
+        self.pad_token_id = next((p for p in pads if p is not None and p != self.image_token_id), min(self.eos_token_ids))
+
+    def caption(self, images: Sequence[Image.Image], request: CaptionRequest | Sequence[CaptionRequest], *, seed: int | None = None) -> list[str]:
+        """One caption a picture, without trigger word; `seed` replaces the request's."""
+        return [item.text for item in self.generate(images, request, seed=seed)]
+
+    def generate(
+        self, images: Sequence[Image.Image], request: CaptionRequest | Sequence[CaptionRequest], *, seed: int | None = None
+    ) -> list[Generated]:
+        """One batch. The same pictures, requests and seed give the same tokens; the global RNG is left alone.
+
+        Requests may differ in their prompts; sampling settings and seed are the first one's.
+        """
+        if self.model is None:
+            raise PistachioError("This captioner was freed. Queue again to load it.")
+        if not images:
+            return []
+        requests = [request] * len(images) if isinstance(request, CaptionRequest) else list(request)
+        assert len(requests) == len(images)
+        first = requests[0]
+        rows = [self.prompt_tokens(build_prompt(r, self.kind)) for r in requests]
+        input_ids_BL, mask_BL = self._left_pad(rows)
+        device = self.model.get_input_embeddings().weight.device
+        pixels = to_pixels(images, self.image_side).to(device, self.model.dtype)
+        # set on the model instead of passed: transformers 5 fills unset fields of a passed config from the file's sampling settings
+        self.model.generation_config = self._generation_config(first)
+        devices = [device] if device.type == "cuda" else []
+        try:
+            with torch.inference_mode(), torch.random.fork_rng(devices=devices):
+                torch.manual_seed(first.seed if seed is None else seed)
+                output_BL = self.model.generate(input_ids=input_ids_BL.to(device), attention_mask=mask_BL.to(device), pixel_values=pixels)
+        finally:
+            self.model.generation_config = self._base_generation
+        return [self._decode(tokens) for tokens in output_BL[:, input_ids_BL.shape[1] :].tolist()]
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """System and user turn with exactly one BOS and the picture's place expanded to its sequence length."""
+        text = self._chat(prompt)
+        tokens = self.tokenizer.encode(text, add_special_tokens=False)
+        if tokens.count(self.image_token_id) == 0:  # a template that leaves the picture's place to the caller
+            text = self._chat(self.tokenizer.convert_ids_to_tokens(self.image_token_id) + "\n" + prompt)
+            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+        if tokens.count(self.image_token_id) != 1:
+            raise PistachioError(
+                f"The prompt has {tokens.count(self.image_token_id)} places for the picture instead of one. "
+                "Take image tokens out of the custom prompt; if there are none, the captioner's folder is not a JoyCaption model."
+            )
+        bos = self.tokenizer.bos_token_id
+        if bos is not None:
+            start = next((i for i, token in enumerate(tokens) if token != bos), len(tokens))
+            tokens = [bos, *tokens[start:]]
+        place = tokens.index(self.image_token_id)
+        return [*tokens[:place], *[self.image_token_id] * self.image_seq_length, *tokens[place + 1 :]]
+
+    def _chat(self, prompt: str) -> str:
+        turns = [{"role": "system", "content": SYSTEM_PROMPTS[self.kind]}, {"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _left_pad(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        longest = max(map(len, rows))
+        input_ids = torch.full((len(rows), longest), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(input_ids)
+        for i, row in enumerate(rows):
+            input_ids[i, longest - len(row) :] = torch.tensor(row)
+            mask[i, longest - len(row) :] = 1
+        return input_ids, mask
+
+    def _generation_config(self, request: CaptionRequest) -> Any:
+        config = copy.deepcopy(self._base_generation)
+        config.max_new_tokens = request.max_new_tokens
+        config.max_length = None
+        config.suppress_tokens = None
+        config.eos_token_id = sorted(self.eos_token_ids)
+        config.pad_token_id = self.pad_token_id
+        config.do_sample = request.temperature > 0
+        if config.do_sample:
+            # 0, not None: None becomes transformers' own default of 50
+            config.temperature, config.top_p, config.top_k = request.temperature, request.top_p, request.top_k
+        else:
+            config.temperature = config.top_p = config.top_k = None
+        return config
+
+    def _decode(self, tokens: list[int]) -> Generated:
+        end = next((i for i, token in enumerate(tokens) if token in self.eos_token_ids), None)
+        kept = tokens[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generated(text=text.strip(), num_tokens=len(kept), finished=end is not None)
+
+    def free(self) -> None:
+        """Drop the model and give cached GPU memory back."""
+        self.model = self.tokenizer = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
