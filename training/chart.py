@@ -1,8 +1,8 @@
 """The picture of a run: held-out change over steps, the chosen checkpoint, the verdict below it.
 
 Owns the drawing alone (Pillow, no font file, no display). It reads metrics rows and a `Selection`
-and computes nothing that would choose. Coordinates are pixels of the final picture; shapes are drawn
-SCALE times larger and reduced, text is drawn at its final size.
+and computes nothing that would choose. Coordinates are pixels of the final picture; everything is drawn
+SCALE times larger and reduced, which also spaces small text evenly.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,8 +34,27 @@ TRAIN_CAPTION = "training loss, own scale: noisy; not used to choose"
 Point = tuple[float, float]
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    return ImageFont.load_default(size * SCALE)
+
+
+class _Pen:
+    """Text at final coordinates and sizes on the enlarged picture."""
+
+    def __init__(self, picture: Image.Image):
+        self._draw = ImageDraw.Draw(picture)
+
+    def write(
+        self, x: float, y: float, words: str, size: int, colour: tuple[int, ...], anchor: str = "la", *, halo: bool = False
+    ) -> None:
+        self._draw.text(
+            (x * SCALE, y * SCALE), words, font=_font(size), fill=colour, anchor=anchor,
+            stroke_width=3 * SCALE if halo else 0, stroke_fill=(255, 255, 255),
+        )
+
+    def bar(self, left: float, top: float, right: float, bottom: float, colour: tuple[int, ...]) -> None:
+        self._draw.rounded_rectangle(tuple(v * SCALE for v in (left, top, right, bottom)), radius=3 * SCALE, fill=colour)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +79,13 @@ def draw_loss_chart(rows: Sequence[dict], selection: Selection) -> Image.Image:
     axes = _axes(evaluations, selection, last_step)
 
     lines = _wrapped_words(selection)
-    picture = Image.new("RGB", (WIDTH, PLOT_HEIGHT + 46 + sum(height for *_, height in lines)), PAPER)
+    height = PLOT_HEIGHT + 46 + sum(height for *_, height in lines)
+    picture = Image.new("RGB", (WIDTH * SCALE, height * SCALE), PAPER)
     picture.paste(_plot(axes, evaluations, training, selection))
-    text = ImageDraw.Draw(picture)
-    text.fontmode = "L"
-    _draw_labels(text, axes, evaluations, training, selection)
-    _draw_words(picture, lines, selection)
-    return picture
+    pen = _Pen(picture)
+    _draw_labels(pen, axes, evaluations, training, selection)
+    _draw_words(pen, lines, selection, height)
+    return picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
 
 
 def _axes(evaluations: list[dict], selection: Selection, last_step: int) -> Axes:
@@ -84,15 +104,17 @@ def _axes(evaluations: list[dict], selection: Selection, last_step: int) -> Axes
         low = max(low, 2.5 * min([-0.4, *main]))
     else:
         high = min(high, 100.0)
-    span = max(high - low, 0.5)
-    ticks = _ticks(low - 0.06 * span, high + 0.10 * span)
-    return Axes(last_step=last_step, low=low - 0.06 * span, high=high + 0.10 * span, ticks=ticks)
+    if high - low < 0.01:
+        low, high = low - 0.5, high + 0.5
+    span = high - low
+    ticks = _ticks(low - 0.06 * span, high + 0.16 * span)
+    return Axes(last_step=last_step, low=low - 0.06 * span, high=high + 0.16 * span, ticks=ticks)
 
 
 def _ticks(low: float, high: float, wanted: int = 6) -> tuple[float, ...]:
     rough = (high - low) / wanted
     magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough)
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough)
     return tuple(i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1))
 
 
@@ -103,54 +125,69 @@ def _error_pct(row: dict, selection: Selection) -> float | None:
 
 
 def _plot(axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection) -> Image.Image:
-    size = (WIDTH * SCALE, PLOT_HEIGHT * SCALE)
-    canvas = Image.new("RGBA", size, (*PAPER, 255))
+    canvas = Image.new("RGBA", (WIDTH * SCALE, PLOT_HEIGHT * SCALE), (*PAPER, 255))
     box = tuple(v * SCALE for v in (LEFT, TOP, RIGHT, BOTTOM))
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle(box, fill=(255, 255, 255, 255))
+    for tick in axes.ticks if evaluations else ():
+        _line(draw, [(LEFT, axes.y(tick)), (RIGHT, axes.y(tick))], GRID, 1)
+    for step in _step_ticks(axes.last_step):
+        _line(draw, [(axes.x(step), TOP), (axes.x(step), BOTTOM)], GRID, 0.7)
 
     def layer(paint: Callable[[ImageDraw.ImageDraw], None]) -> None:
         """Composite one translucent layer, cut to the axes' box."""
-        sheet = Image.new("RGBA", size, (0, 0, 0, 0))
+        sheet = Image.new("RGBA", canvas.size, (0, 0, 0, 0))
         paint(ImageDraw.Draw(sheet))
         canvas.alpha_composite(sheet.crop(box), dest=box[:2])
 
-    def line(points: list[Point], colour: tuple[int, int, int], width: float, alpha: int = 255) -> None:
-        scaled = [(x * SCALE, y * SCALE) for x, y in points]
-        layer(lambda d: d.line(scaled, fill=(*colour, alpha), width=round(width * SCALE), joint="curve"))
+    layer(lambda sheet: _paint_background(sheet, axes, evaluations, selection))
+    layer(lambda sheet: _line(sheet, _training_points(axes, training), TRAIN, 0.8, 130))
+    layer(lambda sheet: _paint_band(sheet, axes, evaluations, selection))
+    layer(lambda sheet: _paint_lines(sheet, axes, evaluations))
+    _line(draw, [(LEFT, BOTTOM), (RIGHT, BOTTOM)], MUTED, 1)
+    chosen = _chosen_row(evaluations, selection)
+    if chosen is not None:
+        x, y = axes.x(chosen["step"]), axes.y(chosen["loss_delta_pct"])
+        for top in range(TOP, BOTTOM, 9):
+            _line(draw, [(x, top), (x, min(top + 5, BOTTOM))], (80, 88, 76), 1.3)
+        for radius, colour in ((10, INK), (8.2, (255, 255, 255)), (5.6, MAIN)):
+            _disc(draw, x, y, radius, (*colour, 255))
+    return canvas.convert("RGB")
 
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle(box, fill=(255, 255, 255, 255))
-    for tick in axes.ticks:
-        line([(LEFT, axes.y(tick)), (RIGHT, axes.y(tick))], GRID, 1)
-    for step in _step_ticks(axes.last_step):
-        line([(axes.x(step), TOP), (axes.x(step), BOTTOM)], GRID, 1, 150)
-    if len(selection.tied_steps) > 1:
-        left, right = axes.x(selection.tied_lo) * SCALE, axes.x(selection.tied_hi) * SCALE
-        layer(lambda d: d.rectangle((left, box[1], right, box[3]), fill=(*TIE, 64)))
-    line(_training_points(axes, training), TRAIN, 1, 190)
-    line([(LEFT, axes.y(0)), (RIGHT, axes.y(0))], MUTED, 1.4)
 
-    for quarter, colour in enumerate(QUARTERS):
-        for run in _finite_runs([(r["step"], r["t_q"][quarter]) for r in evaluations]):
-            line([(axes.x(s), axes.y(p)) for s, p in run], colour, 1.3, 205)
+def _paint_background(sheet: ImageDraw.ImageDraw, axes: Axes, evaluations: list[dict], selection: Selection) -> None:
+    for left, right in _tied_columns(axes, evaluations, selection):
+        sheet.rectangle((left * SCALE, TOP * SCALE, right * SCALE, BOTTOM * SCALE), fill=(*TIE, 64))
+    if evaluations:
+        _line(sheet, [(LEFT, axes.y(0)), (RIGHT, axes.y(0))], MUTED, 1.4)
+
+
+def _paint_band(sheet: ImageDraw.ImageDraw, axes: Axes, evaluations: list[dict], selection: Selection) -> None:
     for run in _finite_runs([(r["step"], r["loss_delta_pct"], _error_pct(r, selection)) for r in evaluations]):
         upper = [(axes.x(s) * SCALE, axes.y(p + e) * SCALE) for s, p, e in run]
         lower = [(axes.x(s) * SCALE, axes.y(p - e) * SCALE) for s, p, e in run]
         if len(run) > 1:
-            layer(lambda d: d.polygon(upper + lower[::-1], fill=(*MAIN, 46)))
+            sheet.polygon(upper + lower[::-1], fill=(*MAIN, 46))
+
+
+def _paint_lines(sheet: ImageDraw.ImageDraw, axes: Axes, evaluations: list[dict]) -> None:
+    for quarter, colour in enumerate(QUARTERS):
+        for run in _finite_runs([(r["step"], r["t_q"][quarter]) for r in evaluations]):
+            _line(sheet, [(axes.x(s), axes.y(p)) for s, p in run], colour, 1.2, 215)
     for run in _finite_runs([(r["step"], r["loss_delta_pct"]) for r in evaluations]):
         points = [(axes.x(s), axes.y(p)) for s, p in run]
-        line(points, MAIN, 3.2)
+        _line(sheet, points, MAIN, 3.2)
         for x, y in points:
-            layer(lambda d, x=x, y=y: _disc(d, x, y, 3.6, (*MAIN, 255)))
-    chosen = next((r for r in evaluations if r["step"] == selection.chosen_step and r["loss_delta_pct"] is not None), None)
-    if chosen is not None:
-        x, y = axes.x(chosen["step"]), axes.y(chosen["loss_delta_pct"])
-        for top in range(TOP, BOTTOM, 9):
-            line([(x, top), (x, min(top + 5, BOTTOM))], INK, 1.3, 170)
-        for radius, colour in ((10, INK), (8.2, (255, 255, 255)), (5.6, MAIN)):
-            _disc(draw, x, y, radius, (*colour, 255))
-    draw.line([(box[0], box[3]), (box[2], box[3])], fill=(*MUTED, 255), width=SCALE)
-    return canvas.convert("RGB").resize((WIDTH, PLOT_HEIGHT), Image.Resampling.LANCZOS)
+            _disc(sheet, x, y, 3.6, (*MAIN, 255))
+
+
+def _line(sheet: ImageDraw.ImageDraw, points: list[Point], colour: tuple[int, int, int], width: float, alpha: int = 255) -> None:
+    sheet.line([(x * SCALE, y * SCALE) for x, y in points], fill=(*colour, alpha), width=round(width * SCALE), joint="curve")
+
+
+def _chosen_row(evaluations: list[dict], selection: Selection) -> dict | None:
+    rows = [r for r in evaluations if r["step"] == selection.chosen_step and r["loss_delta_pct"] is not None]
+    return rows[0] if rows and selection.chosen_step else None
 
 
 def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: tuple[int, ...]) -> None:
@@ -192,40 +229,56 @@ def _percent(value: float, step: float = 0.1) -> str:
     return f"{value:+.{digits}f} %" if round(value, digits) else "0 %"
 
 
-def _draw_labels(
-    text: ImageDraw.ImageDraw, axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection
-) -> None:
-    halo = {"stroke_width": 3, "stroke_fill": (255, 255, 255)}
-    text.text((28, 18), "Loss on the held-out pictures", font=_font(23), fill=INK)
+def _tied_columns(axes: Axes, evaluations: list[dict], selection: Selection) -> list[tuple[float, float]]:
+    """x from and to of each stretch of tied steps, each step with its half of the way to its neighbours."""
+    if len(selection.tied_steps) < 2:
+        return []
+    xs = [axes.x(row["step"]) for row in evaluations]
+    columns: list[tuple[float, float]] = []
+    for i, row in enumerate(evaluations):
+        if row["step"] in selection.tied_steps:
+            left = (xs[i - 1] + xs[i]) / 2 if i else xs[i]
+            right = (xs[i] + xs[i + 1]) / 2 if i + 1 < len(xs) else xs[i]
+            if columns and columns[-1][1] == left:
+                left = columns.pop()[0]
+            columns.append((left, right))
+    return columns
+
+
+def _draw_labels(pen: _Pen, axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection) -> None:
+    pen.write(28, 18, "Loss on the held-out pictures" if evaluations else "Loss on the training pictures", 23, INK)
     if selection.n_images:
         noun = "picture" if selection.n_images == 1 else "pictures"
         subtitle = f"change from before training, mean of {selection.n_images} {noun} with one standard error; lower is better"
     else:
         subtitle = "no pictures were held out, so nothing here says which step is best"
-    text.text((28, 48), subtitle, font=_font(14), fill=MUTED)
+    pen.write(28, 49, subtitle, 14, MUTED)
     tick_step = axes.ticks[1] - axes.ticks[0] if len(axes.ticks) > 1 else 1.0
+    chosen = _chosen_row(evaluations, selection)
+    x = axes.x(selection.chosen_step)
+    to_right = x < RIGHT - 190  # which side of its line the chosen step's label has room on
     if evaluations:
         for tick in axes.ticks:
-            text.text((LEFT - 10, axes.y(tick)), _percent(tick, tick_step), font=_font(14), fill=MUTED, anchor="rm")
-        text.text((LEFT + 8, axes.y(0) - 4), "before training", font=_font(13), fill=MUTED, anchor="ls", **halo)
+            pen.write(LEFT - 10, axes.y(tick), _percent(tick, tick_step), 14, MUTED, "rm")
+        side, anchor = (RIGHT - 8, "rs") if to_right else (LEFT + 8, "ls")
+        pen.write(side, axes.y(0) - 5, "before training", 13, MUTED, anchor, halo=True)
     for step in _step_ticks(axes.last_step):
-        text.text((axes.x(step), BOTTOM + 9), str(step), font=_font(14), fill=MUTED, anchor="ma")
-    text.text(((LEFT + RIGHT) / 2, BOTTOM + 30), "step", font=_font(14), fill=MUTED, anchor="ma")
+        pen.write(axes.x(step), BOTTOM + 9, str(step), 14, MUTED, "ma")
+    pen.write((LEFT + RIGHT) / 2, BOTTOM + 31, "step", 14, MUTED, "ma")
     if training:
-        text.text((RIGHT, BOTTOM + 32), TRAIN_CAPTION, font=_font(12), fill=(150, 146, 136), anchor="ra")
-    _draw_end_labels(text, axes, evaluations)
-    if len(selection.tied_steps) > 1 and axes.x(selection.tied_hi) - axes.x(selection.tied_lo) > 130:
-        middle = (axes.x(selection.tied_lo) + axes.x(selection.tied_hi)) / 2
-        text.text((middle, BOTTOM - 10), "can't be told apart", font=_font(13), fill=(140, 104, 20), anchor="ms", **halo)
-    chosen = next((r for r in evaluations if r["step"] == selection.chosen_step and r["loss_delta_pct"] is not None), None)
-    if chosen is not None and selection.chosen_step:
-        x, right = axes.x(selection.chosen_step), axes.x(selection.chosen_step) < RIGHT - 190
-        label = f"step {selection.chosen_step} {'your choice' if selection.overridden else 'chosen'}"
-        for y, line, size in ((TOP + 8, label, 17), (TOP + 30, _percent(chosen["loss_delta_pct"]), 15)):
-            text.text((x + (9 if right else -9), y), line, font=_font(size), fill=INK, anchor="la" if right else "ra", **halo)
+        pen.write(RIGHT, BOTTOM + 33, TRAIN_CAPTION, 12, (150, 146, 136), "ra")
+    _draw_end_labels(pen, axes, evaluations)
+    left, right = max(_tied_columns(axes, evaluations, selection), key=lambda c: c[1] - c[0], default=(0.0, 0.0))
+    if right - left > 130:
+        pen.write((left + right) / 2, BOTTOM - 10, "can't be told apart", 13, (140, 104, 20), "ms", halo=True)
+    if chosen is not None:
+        x, anchor = (x + 9, "la") if to_right else (x - 9, "ra")
+        verb = "your choice" if selection.overridden else "chosen"
+        pen.write(x, TOP + 7, f"step {selection.chosen_step} {verb}", 17, INK, anchor, halo=True)
+        pen.write(x, TOP + 29, _percent(chosen["loss_delta_pct"]), 15, INK, anchor, halo=True)
 
 
-def _draw_end_labels(text: ImageDraw.ImageDraw, axes: Axes, evaluations: list[dict]) -> None:
+def _draw_end_labels(pen: _Pen, axes: Axes, evaluations: list[dict]) -> None:
     """Names at the right end of the lines, pushed apart where they would touch."""
     series = [("all held-out", 15, MAIN, [r["loss_delta_pct"] for r in evaluations])]
     for quarter, name in enumerate(QUARTER_NAMES):
@@ -244,7 +297,7 @@ def _draw_end_labels(text: ImageDraw.ImageDraw, axes: Axes, evaluations: list[di
     for i in reversed(range(len(labels))):
         labels[i][0] = min(labels[i][0], BOTTOM - 6, labels[i + 1][0] - gap if i + 1 < len(labels) else BOTTOM)
     for y, name, size, colour in labels:
-        text.text((RIGHT + 10, y), name, font=_font(size), fill=colour, anchor="lm")
+        pen.write(RIGHT + 14, y, name, size, colour, "lm")
 
 
 def _wrapped_words(selection: Selection) -> list[tuple[str, int, tuple[int, int, int], int]]:
@@ -252,7 +305,7 @@ def _wrapped_words(selection: Selection) -> list[tuple[str, int, tuple[int, int,
     lines = []
     for i, sentence in enumerate(selection.words):
         size, colour, height = (20, INK, 28) if i == 0 else (15, MUTED, 22)
-        for j, line in enumerate(_wrap(sentence, _font(size), WIDTH - 84)):
+        for j, line in enumerate(_wrap(sentence, _font(size), (WIDTH - 80) * SCALE)):
             lines.append((line, size, colour, height + (6 if i == 1 and j == 0 else 0)))
     return lines
 
@@ -268,12 +321,9 @@ def _wrap(sentence: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return [*lines, line]
 
 
-def _draw_words(picture: Image.Image, lines: list[tuple], selection: Selection) -> None:
-    draw = ImageDraw.Draw(picture)
-    colour = STATE_COLOURS[selection.state]
-    top = PLOT_HEIGHT + 12
-    draw.rounded_rectangle((28, top, 34, picture.height - 22), radius=3, fill=colour)
-    y = top
-    for line, size, fill, height in lines:
-        y += height
-        draw.text((52, y - 7), line, font=_font(size), fill=fill, anchor="ls")
+def _draw_words(pen: _Pen, lines: list[tuple], selection: Selection, height: int) -> None:
+    y = PLOT_HEIGHT + 12
+    pen.bar(28, y, 34, height - 22, STATE_COLOURS[selection.state])
+    for line, size, colour, line_height in lines:
+        y += line_height
+        pen.write(52, y - 7, line, size, colour, "ls")

@@ -168,7 +168,7 @@ def select(records: Sequence[EvaluationRecord], *, non_finite_training: bool = F
         words.append(
             f"Only {_pictures(curve.n_images)} held out; the best step is uncertain ({tied_steps[0]} to {tied_steps[-1]})."
         )
-    words.append(_count_words(curve.n_images))
+    words.append(_count_words(curve.n_images, said=too_few))
     return Selection(
         chosen_step=curve.steps[chosen], best_step=curve.steps[best], last_step=curve.steps[-1], tied_steps=tied_steps,
         state=state, words=tuple(words), gain=gain, n_images=curve.n_images, too_few=too_few,
@@ -300,7 +300,7 @@ def _tail_slope(curve: Curve) -> float:
 
 def _nothing_to_keep(curve: Curve, broken: bool) -> Selection:
     state = "diverged" if broken else "unclear"
-    why = "No checkpoint has a finite held-out loss." if broken else "The run ended before its first checkpoint."
+    why = "No checkpoint has a finite held-out loss; step 0 is the model before training." if broken else "The run ended before its first checkpoint."
     return Selection(
         chosen_step=0, best_step=0, last_step=curve.steps[-1], tied_steps=(), state=state, gain=0.0,
         words=(verdict_words(state, best_step=0, chosen_step=0), why, _count_words(curve.n_images)),
@@ -310,7 +310,7 @@ def _nothing_to_keep(curve: Curve, broken: bool) -> Selection:
 
 def _tied_words(curve: Curve, tied: list[int], best: int, chosen: int) -> str:
     pictures, chosen_step, best_step = _pictures(curve.n_images), curve.steps[chosen], curve.steps[best]
-    why = f", the earliest within 2 % of the gain at the best step, {best_step}" if chosen != best else ""
+    why = f", the earliest within 2 % of step {best_step}'s gain" if chosen != best else ""
     if len(tied) == 1:
         return f"Step {best_step} can be told apart from every other with {pictures}; we chose {chosen_step}{why}."
     spans, start = [], 0
@@ -323,11 +323,13 @@ def _tied_words(curve: Curve, tied: list[int], best: int, chosen: int) -> str:
     return f"Steps {text} can't be told apart with {pictures}; we chose {chosen_step}{why}."
 
 
-def _count_words(n_images: int) -> str:
+def _count_words(n_images: int, said: bool = False) -> str:
+    """`said`: an earlier sentence gave the count already."""
     counted = f"{_pictures(n_images)} {'was' if n_images == 1 else 'were'} held out"
+    advice = f"{MIN_IMAGES} pictures is the minimum we trust; {ENOUGH_IMAGES} is clearly better."
     if n_images >= ENOUGH_IMAGES:
         return f"{counted}."
-    return f"{counted}: {MIN_IMAGES} pictures is the minimum we trust; {ENOUGH_IMAGES} is clearly better."
+    return advice if said else f"{counted}: {advice}"
 
 
 def _pictures(count: int) -> str:
