@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 
 
-def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Newton-Schulz iteration towards the nearest (semi-)orthogonal matrix."""
+def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Newton-Schulz iteration of a stack of matrices towards the nearest (semi-)orthogonal ones."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    transposed = x.shape[0] > x.shape[1]
-    x = x.T if transposed else x
+    x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    transposed = x.shape[1] > x.shape[2]
+    x = x.mT if transposed else x
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if transposed else x
+        gram = x @ x.mT
+        x = a * x + torch.baddbmm(b * gram, gram, gram, alpha=c) @ x
+    return x.mT if transposed else x
 
 
 class MuonAdam(torch.optim.Optimizer):
@@ -38,26 +38,38 @@ class MuonAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            lr = group["lr"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if group["kind"] == "muon":
-                    buffer = state.setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    update = p.grad.lerp(buffer, group["momentum"])
-                    rows = update.shape[0]
-                    flat = orthogonalise(update.reshape(rows, -1))
-                    scale = max(1.0, rows / flat.shape[1]) ** 0.5
-                    p.mul_(1 - lr * group["weight_decay"])
-                    p.add_(flat.reshape(p.shape), alpha=-lr * scale)
-                else:
-                    if not state:
-                        state.update(step=0, first=torch.zeros_like(p), second=torch.zeros_like(p))
-                    state["step"] += 1
-                    state["first"].lerp_(p.grad, 0.1)
-                    state["second"].lerp_(p.grad.square(), 0.01)
-                    first = state["first"] / (1 - 0.9 ** state["step"])
-                    second = state["second"] / (1 - 0.99 ** state["step"])
-                    p.addcdiv_(first, second.sqrt().add_(1e-8), value=-lr)
+            params = [p for p in group["params"] if p.grad is not None]
+            (self._muon if group["kind"] == "muon" else self._adam)(group, params)
+
+    def _muon(self, group, params) -> None:
+        by_shape: dict[tuple[int, int], list] = {}
+        for p in params:
+            by_shape.setdefault((p.shape[0], p.numel() // p.shape[0]), []).append(p)
+        for (rows, columns), same in by_shape.items():
+            updates = []
+            for p in same:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                updates.append(p.grad.lerp(buffer, group["momentum"]).reshape(rows, columns))
+            scale = max(1.0, rows / columns) ** 0.5
+            for p, update in zip(same, orthogonalise(torch.stack(updates))):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
+
+    def _adam(self, group, params) -> None:
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(step=0, first=torch.zeros_like(p), second=torch.zeros_like(p))
+            self.state[p]["step"] += 1
+        count = self.state[params[0]]["step"]
+        grads = [p.grad for p in params]
+        first, second = ([self.state[p][key] for p in params] for key in ("first", "second"))
+        torch._foreach_lerp_(first, grads, 0.1)
+        torch._foreach_mul_(second, 0.99)
+        torch._foreach_addcmul_(second, grads, grads, value=0.01)
+        root = torch._foreach_div(second, 1 - 0.99**count)
+        torch._foreach_sqrt_(root)
+        torch._foreach_add_(root, 1e-8)
+        torch._foreach_addcdiv_(params, first, root, value=-group["lr"] / (1 - 0.9**count))
