@@ -30,6 +30,9 @@ def assign_bucket(width: int, height: int, *, resolution: int, step: int = 64) -
     if step < 1 or resolution < step:
         raise PistachioError(f"The resolution is {resolution}, below this model's step of {step} pixels. Raise it on Encode Dataset.")
     assert width > 0 and height > 0
+    if width < height:  # ties then fall alike for a picture and its quarter turn
+        w, h = assign_bucket(height, width, resolution=resolution, step=step)
+        return h, w
     aspect = min(max(width / height, 1 / MAX_ASPECT), MAX_ASPECT)
     area = max(min(resolution * resolution, width * height), step * step)
     best, best_score = (step, step), -1.0
