@@ -35,7 +35,7 @@ class Host:
 _booted: Host | None = None
 
 
-def boot(root: Path, base: Path) -> Host:
+def boot(root: Path, base: Path, *, cpu: bool = True) -> Host:
     global _booted
     root = Path(root).resolve()
     if _booted is not None:
@@ -54,7 +54,7 @@ def boot(root: Path, base: Path) -> Host:
     from comfy.cli_args import args
 
     # Before the first import of folder_paths and model_management, which read them once.
-    args.cpu = True
+    args.cpu = cpu
     args.base_directory = str(base)
     args.front_end_root = str(base / "web")
     args.disable_api_nodes = True

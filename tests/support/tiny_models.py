@@ -88,6 +88,9 @@ def write_file(models: Path, name: str) -> Path:
     """Write one file of BUILDERS unless it is there; needs a booted host."""
     path = models / name
     if not path.exists():
+        if not models.exists():  # the first file by this code: what other code left is of no use, and large
+            for stale in models.parent.glob(f"{models.name.rsplit('-', 1)[0]}-*"):
+                shutil.rmtree(stale, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
