@@ -152,7 +152,7 @@ def offers(selection: Selection, *, n_train: int) -> list[str]:
 def write_report(run_folder: Path, report: dict, rows: Sequence[dict], selection: Selection) -> tuple[Path, Path]:
     """Write report.json and loss.png into the run folder, each whole or not at all. `rows`: the run's metrics."""
     picture = BytesIO()
-    draw_loss_chart(rows, selection).save(picture, format="PNG", optimize=True)
+    draw_loss_chart(rows, selection).save(picture, format="PNG")
     report_path, chart_path = run_folder / "report.json", run_folder / "loss.png"
     _write_atomic(report_path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     _write_atomic(chart_path, picture.getvalue())

@@ -274,8 +274,8 @@ def _tied(curve: Curve, c: int, best: int, q: float) -> bool:
 
 def _state(curve: Curve, best: int, gain: float, q: float, broken: bool) -> str:
     """The table of verdicts, in its order; `q` times a standard error is what counts as measurable."""
-    after = curve.errors_CN[1:]
-    tail_N = after[-TAIL_LENGTH:].mean(axis=0)
+    # An evaluation before the best is no sign of what came after it: a run that falls to its end has not risen.
+    tail_N = curve.errors_CN[max(best, len(curve.steps) - TAIL_LENGTH) :].mean(axis=0)
     tail = float((tail_N - curve.errors_CN[0]).mean())
     if broken or (tail > 0 and tail > gain / 2):
         return "diverged"
