@@ -171,8 +171,8 @@ def host_requirements(comfyui: Path) -> list[str]:
 def make_venv() -> None:
     if venv_python().exists():
         return
-    if sys.version_info < (3, 10):
-        raise SetupError(f"Python {sys.version.split()[0]} is too old: run dev.py with Python 3.10 or newer.")
+    if sys.version_info < (3, 11):
+        raise SetupError(f"Python {sys.version.split()[0]} is too old: run dev.py with Python 3.11 or newer.")
     create = [sys.executable, "-m", "venv", VENV]
     try:
         logged(create, "Creating .venv")
