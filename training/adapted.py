@@ -26,6 +26,7 @@ from .targets import select_targets
 class AdaptedNetwork:
     def __init__(self, model: TrainableModel, config: AdapterConfig, *, seed: int, checkpointing: bool = False):
         self.model = model
+        self.config = config
         self.checkpointing = checkpointing
         self.enabled = True
         adapter_class = ADAPTERS[config.kind]
@@ -129,6 +130,23 @@ class AdaptedNetwork:
                 state[f"{self.model.key_prefix}{path}.{suffix}"] = tensor.detach().to("cpu", copy=True).contiguous()
             adapter.tensors = own
         return state
+
+
+    def peft_config(self, base_model: str) -> dict:
+        """adapter_config.json of PEFT's LoraConfig."""
+        ranks = {path: adapter.rank for path, adapter in self.adapters.items() if adapter.rank != self.config.rank}
+        return {
+            "peft_type": "LORA",
+            "base_model_name_or_path": base_model,
+            "r": self.config.rank,
+            "lora_alpha": self.config.alpha,
+            "target_modules": list(self.adapters),
+            "rank_pattern": ranks,
+            "alpha_pattern": {path: self.adapters[path].alpha for path in ranks},
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "inference_mode": True,
+        }
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -107,7 +107,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    num_steps: int = 1600  # optimiser steps
+    num_steps: int = 0  # optimiser steps; 0 is automatic, see `resolve_num_steps`
     batch_size: int = 1  # pictures in one forward pass
     accumulation: int = 1  # micro-batches in one optimiser step
     seed: int = 0
@@ -119,7 +119,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
-        _check(self.num_steps >= 1, f"{self.num_steps} steps. Set it to 1 or more on Train LoRA.")
+        _check(self.num_steps >= 0, f"{self.num_steps} steps. Set it to 0 (automatic) or more on Train LoRA.")
         _check(self.batch_size >= 1, f"Batch size is {self.batch_size}. Set it to 1 or more on Train LoRA.")
         _check(self.accumulation >= 1, f"Accumulation is {self.accumulation}. Set it to 1 or more on Train LoRA.")
         _check(self.precision in PRECISIONS, f"Precision '{self.precision}' is unknown. Choose one of {', '.join(PRECISIONS)}.")
@@ -135,7 +135,13 @@ class TrainConfig:
     @property
     def ema_decay(self) -> float:
         """The given decay, or one whose memory is a twelfth of the run (0.98 at 600 steps)."""
-        return self.optimizer.ema_decay or max(0.0, 1.0 - 12.0 / self.num_steps)
+        return self.optimizer.ema_decay or max(0.0, 1.0 - 12.0 / max(1, self.num_steps))
+
+    def resolve_num_steps(self, num_pictures: int) -> "TrainConfig":
+        """Automatic: each picture is seen about 100 times, in 400 to 4000 steps; early stopping ends it sooner."""
+        if self.num_steps:
+            return self
+        return replace(self, num_steps=max(400, min(4000, 100 * num_pictures // self.effective_batch)))
 
 
 def to_dict(config) -> dict:

@@ -1,0 +1,146 @@
+"""The user's VAE and CLIP as the two callables that `dataset.encode` asks for, and their fingerprints.
+
+Encodes exactly as the stock nodes do. A fingerprint names weights, not files: the same weights from
+another loader find the same cache, and a LoRA on the CLIP does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Callable
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ..dataset.types import Dataset, EncodedDataset
+from ..dataset.encode import encode_dataset
+from ..training.errors import PistachioError
+from .folders import cache_folder
+from .progress import NodeProgress, check_interrupted
+
+SAMPLES_PER_TENSOR = 16  # spread over each weight; two different models agree on none
+PATCH_PX = 2  # latent pixels a side of a transformer's patch
+UNET_STEP_PX = 64  # three halvings of the latent, without padding
+SMALL_RESOLUTION = 512  # below it a step of 64 would leave few shapes to choose from
+
+
+def encode(
+    dataset: Dataset, vae, clip, *, trigger_word: str, resolution: int, allow_missing: bool, node_id: str
+) -> EncodedDataset:
+    """Everything through VAE and CLIP, or from the cache. PistachioError when one of them does not fit."""
+    check_vae(vae)
+    check_clip(clip)
+    return encode_dataset(
+        dataset,
+        encode_latent=lambda pixels: encode_picture(vae, pixels),
+        encode_text=text_encoder(clip),
+        vae_fingerprint=vae_fingerprint(vae),
+        clip_fingerprint=clip_fingerprint(clip),
+        cache_folder=cache_folder(),
+        trigger_word=trigger_word,
+        resolution=resolution,
+        allow_missing=allow_missing,
+        step=bucket_step(vae, resolution),
+        progress=NodeProgress(node_id, unit="pictures and captions"),
+        check_interrupted=check_interrupted,
+    )
+
+
+def bucket_step(vae, resolution: int) -> int:
+    """Pixels that bucket sides are multiples of: no network has to pad."""
+    smallest = int(vae.spacial_compression_encode()) * PATCH_PX
+    return smallest if resolution < SMALL_RESOLUTION else max(smallest, UNET_STEP_PX)
+
+
+# ---- VAE ----------------------------------------------------------------------
+
+
+def check_vae(vae) -> None:
+    if vae is None or getattr(vae, "first_stage_model", None) is None:
+        raise PistachioError("The VAE is empty: the loaded file has none. Load the model's VAE with Load VAE and connect it to Encode Dataset.")
+    is_audio = vae.latent_dim == 1 or getattr(vae, "extra_1d_channel", None) is not None
+    if is_audio or vae.output_channels != 3:
+        kind = "sound" if is_audio else f"{vae.output_channels} channels"
+        raise PistachioError(f"This VAE encodes {kind}, not RGB pictures. Connect the VAE that belongs to the MODEL to Encode Dataset.")
+    if not callable(getattr(vae.first_stage_model, "encode", None)):
+        raise PistachioError("This VAE can only decode. Load the full VAE of the model, not a preview decoder, and connect it to Encode Dataset.")
+
+
+def encode_picture(vae, pixels: Tensor) -> Tensor:
+    """[1, H, W, 3] in 0..1 -> [1, C, (T,) h, w], as stock VAE Encode gives it, on the CPU."""
+    check_interrupted()
+    try:
+        latent = vae.encode(pixels)
+    except comfy.model_management.OOM_EXCEPTION:
+        raise
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise PistachioError(
+            f"This VAE can't encode a picture of {pixels.shape[2]}x{pixels.shape[1]} ({type(error).__name__}: {error}). "
+            "Connect the VAE that belongs to the MODEL to Encode Dataset."
+        ) from error
+    if not torch.is_tensor(latent) or latent.ndim not in (4, 5) or latent.shape[0] != 1:
+        shape = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
+        raise PistachioError(f"This VAE gives {shape} for one picture, which is no picture latent. Connect the VAE that belongs to the MODEL.")
+    return latent.detach().float().cpu()
+
+
+def vae_fingerprint(vae) -> str:
+    digest = hashlib.sha256(f"{type(vae.first_stage_model).__name__}|{vae.vae_dtype}\n".encode())
+    _add_weights(digest, vae.patcher)
+    return digest.hexdigest()[:32]
+
+
+# ---- CLIP ---------------------------------------------------------------------
+
+
+def check_clip(clip) -> None:
+    if clip is None or getattr(clip, "cond_stage_model", None) is None:
+        raise PistachioError(
+            "The CLIP is empty: the loaded file has no text encoder. Load the model's text encoder with Load CLIP and connect it to Encode Dataset."
+        )
+
+
+def text_encoder(clip) -> Callable[[str], list]:
+    def encode_text(text: str) -> list:
+        check_interrupted()
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+    return encode_text
+
+
+def clip_fingerprint(clip) -> str:
+    model = clip.cond_stage_model
+    digest = hashlib.sha256(f"{type(model).__name__}|{type(clip.tokenizer).__name__}|{clip.layer_idx}\n".encode())
+    _add_weights(digest, clip.patcher)
+    for name, patches in sorted(clip.patcher.patches.items(), key=lambda item: str(item[0])):
+        digest.update(f"patch|{name}\n".encode())
+        _add_value(digest, patches)
+    return digest.hexdigest()[:32]
+
+
+# ---- fingerprints -------------------------------------------------------------
+
+
+def _add_weights(digest, patcher) -> None:
+    """The weights as loaded from the file: while a LoRA is applied to them, the host keeps those aside."""
+    for name, value in sorted(patcher.model.state_dict().items()):
+        digest.update(f"{name}\n".encode())
+        _add_value(digest, patcher.backup[name].weight if name in patcher.backup else value)
+
+
+def _add_value(digest, value) -> None:
+    """Numbers, texts and samples of tensors, in containers or in the host's adapter objects."""
+    if torch.is_tensor(value):
+        digest.update(f"{tuple(value.shape)}|{value.dtype}\n".encode())
+        flat = value.detach().reshape(-1)
+        stride = max(1, flat.numel() // SAMPLES_PER_TENSOR)
+        digest.update(flat[::stride][:SAMPLES_PER_TENSOR].to("cpu", torch.float32).numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _add_value(digest, item)
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        digest.update(f"{value!r}\n".encode())
+    else:  # an adapter: what it is, and its tensors
+        digest.update(f"{type(value).__name__}\n".encode())
+        _add_value(digest, getattr(value, "weights", None))

@@ -1,0 +1,80 @@
+"""Checkpoints of a run as LoRA files that the host lists and loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+from safetensors import safe_open
+from safetensors.torch import save
+
+from ..dataset.files import atomic_write_bytes
+from ..training.errors import PistachioError
+from ..training.run import Run, RunFolder, check_run_name
+
+RUN_ID = "pistachio.run_id"
+
+
+def loras_folder() -> Path:
+    folders = folder_paths.get_folder_paths("loras")
+    if not folders:
+        raise PistachioError("ComfyUI has no 'loras' folder. Add one to its models folder or to extra_model_paths.yaml.")
+    return Path(folders[0])
+
+
+def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
+    """Copy a checkpoint (None: the chosen one) to models/loras; returns the name that LoRA loaders list.
+
+    A file of the same name is replaced only when it is of the same run; else the name gets a number.
+    """
+    folder = RunFolder(run.folder)
+    steps = folder.checkpoint_steps()
+    step = folder.chosen_step() if step is None else step
+    if step not in steps:
+        listed = ", ".join(map(str, steps)) or "none yet: train it further"
+        raise PistachioError(f"Run '{run.name}' has no checkpoint at step {step}. Choose one of its steps on Select Checkpoint: {listed}.")
+    config = folder.config() or {}
+    tensors, metadata = read_safetensors(folder.checkpoint_file(step))
+    report = folder.report() or {}
+    metadata |= {RUN_ID: str(config.get("id", "")), "ss_output_name": name or run.name}
+    if step == report.get("chosen_step"):
+        metadata |= {
+            "pistachio.state": report["state"], "pistachio.verdict": report["verdict"],
+            "pistachio.tied_range": json.dumps(report["tied_range"]),
+        }
+    target = _free_target(loras_folder(), check_run_name(name or run.name).removesuffix(".safetensors"), metadata[RUN_ID])
+    atomic_write_bytes(target, save(tensors, metadata=metadata))
+    folder_paths.filename_list_cache.pop("loras", None)
+    return target.name
+
+
+def apply_lora(patcher, file: Path, strength: float = 1.0):
+    """The MODEL with the LoRA on top, by the stock loader's own code; the given MODEL stays as it is."""
+    tensors, _ = read_safetensors(file)
+    with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, tensors, strength, 0.0)
+    return with_lora
+
+
+def read_safetensors(file: Path) -> tuple[dict, dict[str, str]]:
+    with safe_open(str(file), framework="pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})
+
+
+def _free_target(folder: Path, stem: str, run_id: str) -> Path:
+    for number in range(1, 1000):
+        target = folder / (f"{stem}.safetensors" if number == 1 else f"{stem}-{number}.safetensors")
+        if not target.exists() or (run_id and _run_id_of(target) == run_id):
+            return target
+    raise PistachioError(f"'{folder}' has 999 files named '{stem}'. Give the LoRA another name on Select Checkpoint.")
+
+
+def _run_id_of(file: Path) -> str | None:
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            return (opened.metadata() or {}).get(RUN_ID)
+    except Exception as error:  # safetensors raises its own type for a broken file, which is then not ours
+        if type(error).__name__ != "SafetensorError":
+            raise
+        return None

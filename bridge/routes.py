@@ -1,0 +1,90 @@
+"""HTTP: the history of runs as JSON, and small previews of dataset pictures.
+
+GET /pistachio/runs, /pistachio/runs/{name} and /pistachio/thumbnail?file=...&size=...
+Files are read in a thread, so that a long metrics file never stalls the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from io import BytesIO
+
+from aiohttp import web
+from PIL import ImageOps
+
+from ..dataset.images import read_rgb
+from ..training.errors import PistachioError
+from ..training.run import Run, RunFolder, list_runs
+from .events import finite
+from .folders import allowed_file, find_run, runs_folder
+
+MAX_THUMBNAIL_PX = 1024
+
+
+def add_routes(routes: web.RouteTableDef) -> None:
+    routes.get("/pistachio/runs")(get_runs)
+    routes.get("/pistachio/runs/{name}")(get_run)
+    routes.get("/pistachio/thumbnail")(get_thumbnail)
+
+
+async def get_runs(request: web.Request) -> web.Response:
+    return await _answer(lambda: {"runs": [summary(run) for run in list_runs(runs_folder())]})
+
+
+async def get_run(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    return await _answer(lambda: details(find_run(name)))
+
+
+async def get_thumbnail(request: web.Request) -> web.Response:
+    query = request.rel_url.query
+    size_text = query.get("size", "256")
+    if not size_text.isdecimal() or not 16 <= int(size_text) <= MAX_THUMBNAIL_PX:
+        return web.json_response({"error": f"'{size_text}' is no size in pixels. Give 16 to {MAX_THUMBNAIL_PX}."}, status=400)
+    try:
+        picture = await asyncio.to_thread(thumbnail, query.get("file", ""), int(size_text))
+    except PistachioError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
+
+
+async def _answer(read) -> web.Response:
+    try:
+        return web.json_response(finite(await asyncio.to_thread(read)))
+    except PistachioError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    except (json.JSONDecodeError, OSError) as error:
+        return web.json_response({"error": f"A file of the run can't be read: {error}"}, status=500)
+
+
+def summary(run: Run) -> dict:
+    folder = RunFolder(run.folder)
+    report = folder.report() or {}
+    return {
+        "name": run.name,
+        "status": folder.status(),
+        "chosen_step": report.get("chosen_step"),
+        "last_step": report.get("last_step"),
+        "checkpoints": folder.checkpoint_steps(),
+        "verdict": report.get("verdict"),
+        "eval_delta_pct": report.get("eval_delta_pct"),
+        "modified": (run.folder / "config.json").stat().st_mtime,
+    }
+
+
+def details(run: Run) -> dict:
+    folder = RunFolder(run.folder)
+    return summary(run) | {
+        "config": folder.config(),
+        "dataset": folder.dataset(),
+        "metrics": folder.metrics(),
+        "report": folder.report(),
+    }
+
+
+def thumbnail(file: str, size_px: int) -> bytes:
+    image = ImageOps.contain(read_rgb(allowed_file(file)), (size_px, size_px))
+    data = BytesIO()
+    image.save(data, format="JPEG", quality=85)
+    return data.getvalue()

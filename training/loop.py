@@ -1,0 +1,373 @@
+"""The training loop: steps, evaluations, saves, and coming back from a stop.
+
+It owns the order of things and nothing else: `batches` says what is drawn, `adapted` holds
+the weights, `evaluation` measures, `selection` chooses, `run` writes. A step is a function
+of the state after the step before it, so a resumed run gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Callable, Sequence
+
+import torch
+
+from . import schedules, timesteps
+from .adapted import AdaptedNetwork
+from .batches import BatchPlan, Sample, TrainItem, micro_batches
+from .config import TrainConfig, to_dict
+from .errors import NonFiniteLossError, PistachioError
+from .evaluation import EvalItem, evaluate, mean_error, plan_draws, plan_schedule, resume_note, self_test, t_values
+from .metadata import lora_metadata
+from .model import TrainableModel
+from .objective import squared_error
+from .optimizers import build_optimizer, clip_gradient
+from .report import build_report, eval_row, records_from_rows, write_report
+from .run import RunFolder
+from .selection import EvaluationRecord, Selection, not_measured, select, should_stop
+
+log = logging.getLogger("pistachio")
+
+# A backward costs about two forwards.
+FORWARDS_PER_STEP = 3
+PROBE_IMAGES = 16
+PROBE_TIMESTEPS = 2
+LOSS_SMOOTHING = 0.98
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What the files of a run say about where it came from."""
+
+    name: str
+    trigger: str = ""
+    split_id: str = ""
+    base_model_hash: str = ""
+    base_model: str = ""
+    resolution: tuple[int, int] | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    loss: float
+    prior_loss: float | None
+    grad_norm: float
+    learning_rate: float
+
+
+class Trainer:
+    """The state of a run in memory; `train` drives it."""
+
+    def __init__(self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, checkpointing: bool = False):
+        self.model = model
+        self.config = config
+        self.distribution = timesteps.resolve(config.objective.timestep_distribution, is_flow=model.is_flow)
+        self.plan = BatchPlan(
+            items, batch=config.effective_batch, seed=config.seed,
+            prior_fraction=config.objective.prior_fraction, distribution=self.distribution,
+        )
+        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, checkpointing=checkpointing)
+        self.optimizer = build_optimizer(self.network.parameters, config.optimizer)
+        self.average = self.network.parameters.detach().clone()  # exponential moving average
+        self.step = 0
+        self.loss_ema: float | None = None
+
+    def advance(self) -> StepResult:
+        """One optimiser step. Raises NonFiniteLossError before anything is changed by a bad gradient."""
+        step = self.step + 1
+        samples = self.plan.samples(step)
+        gradients = self.network.gradients.zero_()
+        sums = torch.zeros(2, device=self.model.device)
+        for batch in micro_batches(samples, self.config.batch_size):
+            errors_B = self._errors(batch)
+            (errors_B.sum() / len(samples)).backward()
+            is_prior_B = torch.tensor([sample.is_prior for sample in batch], device=errors_B.device)
+            sums += torch.stack([errors_B.detach()[~is_prior_B].sum(), errors_B.detach()[is_prior_B].sum()])
+        norm = clip_gradient(gradients, self.config.optimizer.clip_norm)
+        own, prior, grad_norm = torch.cat([sums, norm.view(1)]).tolist()  # the step's one synchronisation
+        num_priors = sum(sample.is_prior for sample in samples)
+        loss = own / (len(samples) - num_priors) if num_priors < len(samples) else math.nan
+        if not math.isfinite(own + prior + grad_norm):
+            raise NonFiniteLossError(
+                f"The loss became {own + prior} at step {step}. Lower the learning rate in Optimizer Settings, "
+                "or choose precision 'fp32' on Train LoRA. The run is saved up to the step before."
+            )
+        learning_rate = schedules.learning_rate_at(step, num_steps=self.config.num_steps, config=self.config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.average.lerp_(self.network.parameters, 1 - self.config.ema_decay)
+        self.step = step
+        if math.isfinite(loss):
+            self.loss_ema = loss if self.loss_ema is None else LOSS_SMOOTHING * self.loss_ema + (1 - LOSS_SMOOTHING) * loss
+        return StepResult(
+            loss=loss, prior_loss=prior / num_priors if num_priors else None, grad_norm=grad_norm, learning_rate=learning_rate
+        )
+
+    def _errors(self, batch: list[Sample]):
+        """[B] squared errors; a prior sample's target is what the base itself predicts there."""
+        model = self.model
+        latents = torch.cat([sample.item.latents for sample in batch]).to(model.device, torch.float32)
+        noise = torch.cat([sample.noise for sample in batch]).to(model.device)
+        sigma_B = model.sigma_at(torch.stack([sample.t for sample in batch]))
+        x_t = model.add_noise(latents, noise, sigma_B)
+        conditions = [sample.condition for sample in batch]
+        priors = [i for i, sample in enumerate(batch) if sample.is_prior]
+        target = latents
+        if priors:
+            with torch.no_grad(), self.network.disabled():
+                base = model.predict(x_t[priors], sigma_B[priors], [conditions[i] for i in priors])
+            target = latents.clone()
+            target[priors] = base.float()
+        return squared_error(model, model.predict(x_t, sigma_B, conditions), target, sigma_B)
+
+    def state(self) -> dict:
+        return {
+            "step": self.step,
+            "loss_ema": self.loss_ema,
+            "parameters": self.network.parameters.detach().cpu(),
+            "average": self.average.cpu(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict) -> None:
+        if state["parameters"].shape != self.network.parameters.shape:
+            raise PistachioError("The saved run has another number of adapter weights. Train under a new run name.")
+        with torch.no_grad():
+            self.network.parameters.copy_(state["parameters"])
+        self.average.copy_(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.loss_ema = state["step"], state["loss_ema"]
+
+
+def train(
+    model: TrainableModel,
+    train_items: Sequence[TrainItem],
+    eval_items: Sequence[EvalItem],
+    config: TrainConfig,
+    run: RunFolder,
+    info: RunInfo,
+    *,
+    checkpointing: bool = False,
+    log_row: Callable[[dict], None] = lambda row: None,
+    check_interrupted: Callable[[], None] = lambda: None,
+) -> Selection:
+    """Train to the end, or to an early stop, from wherever the run folder stands. Call inside `model.training()`.
+
+    Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step.
+    """
+    trainer = Trainer(model, train_items, config, checkpointing=checkpointing)
+    with trainer.network:
+        return _Session(trainer, train_items, eval_items, run, info, log_row, check_interrupted).run()
+
+
+class _Session:
+    """One sitting of a run."""
+
+    def __init__(self, trainer, train_items, eval_items, run, info, log_row, check_interrupted):
+        self.trainer, self.model, self.config = trainer, trainer.model, trainer.config
+        self.run_folder, self.info = run, info
+        self.log_row, self.check_interrupted = log_row, check_interrupted
+        self.eval_items = list(eval_items)
+        self.num_train = len(train_items)
+        self.precision = "fp32" if getattr(self.model, "compute_dtype", torch.float32) is torch.float32 else "bf16"
+        evaluation = self.config.evaluation
+        probe_items = sorted(train_items, key=lambda item: item.content_hash)[:PROBE_IMAGES]
+        # Time is counted in forward passes, not seconds, so that the plan of a run never depends on the machine's mood.
+        self.schedule = plan_schedule(
+            self.config.num_steps,
+            num_evaluations=evaluation.num_evaluations,
+            num_timesteps=evaluation.timesteps_per_image,
+            num_images=max(1, len(self.eval_items)),
+            seconds_per_step=FORWARDS_PER_STEP * self.config.effective_batch,
+            seconds_per_evaluation=max(1, len(self.eval_items)) * evaluation.timesteps_per_image,
+            probe_share=PROBE_TIMESTEPS * len(probe_items) / (max(1, len(self.eval_items)) * evaluation.timesteps_per_image),
+        )
+        distribution = trainer.distribution
+        self.draws = plan_draws(self.eval_items, num_timesteps=self.schedule.num_timesteps, distribution=distribution) if self.eval_items else ()
+        self.probe_items = [
+            EvalItem(content_hash=i.content_hash, latents=i.latents, condition=i.condition, group=i.group) for i in probe_items
+        ] if self.schedule.num_probes else []
+        self.probe_draws = plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution) if self.probe_items else ()
+        self.probe_steps = {0, *self.schedule.steps[2::2][: self.schedule.num_probes]} if self.probe_items else set()
+        self.rows: list[dict] = []
+        self.stop_reason: str | None = None
+
+    # ---- the run ---------------------------------------------------------
+
+    def run(self) -> Selection:
+        self._begin()
+        try:
+            if self._evaluation_was_cut_short():
+                self._evaluate_and_save()
+            while self.trainer.step < self.config.num_steps and self.stop_reason is None:
+                self.check_interrupted()
+                self._advance()
+                if self.trainer.step in self.schedule.steps:
+                    self._evaluate_and_save()
+        except BaseException as error:
+            self._save_after(error)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise PistachioError(
+                    f"Out of GPU memory at step {self.trainer.step + 1}; the run is saved. Set block checkpointing to 'on', or lower the "
+                    "batch size on Train LoRA (raise accumulation by as much), or lower the resolution on Encode Dataset."
+                ) from error
+            raise
+        return self._finish()
+
+    def _begin(self) -> None:
+        state = self.run_folder.load_state()
+        if state is None:
+            self.rows = self.run_folder.rewind_metrics(-1)
+            if self.schedule.note:
+                self._note(self.schedule.note)
+            self._measure_base()
+            self.run_folder.save_state(self.trainer.state())
+            return
+        self.trainer.load(state)
+        step = self.trainer.step
+        self.rows = self.run_folder.rewind_metrics(step, keep_evaluation=not self._evaluation_was_cut_short())
+        self._note(f"Resumed from step {step} of {self.config.num_steps}.")
+        self._compare_after_resume()
+        self.stop_reason = self._reason_to_stop()
+
+    def _evaluation_was_cut_short(self) -> bool:
+        step = self.trainer.step
+        return step > 0 and step in self.schedule.steps and step not in self.run_folder.checkpoint_steps()
+
+    def _advance(self) -> None:
+        start = time.perf_counter()
+        result = self.trainer.advance()
+        self._emit({
+            "kind": "train", "step": self.trainer.step, "loss": _number(result.loss), "loss_ema": self.trainer.loss_ema,
+            "prior_loss": result.prior_loss, "grad_norm": result.grad_norm, "lr": result.learning_rate,
+            "seconds": time.perf_counter() - start,
+        })
+
+    # ---- evaluation ------------------------------------------------------
+
+    @property
+    def records(self) -> tuple[EvaluationRecord, ...]:
+        return records_from_rows(self.rows)
+
+    def _measure(self, items, draws) -> dict:
+        # A whole effective batch was fitted in memory with gradients, so without them more fits; 4 keeps a forward busy.
+        return evaluate(self.model, items, draws, batch_size=max(4, self.config.batch_size), check_interrupted=self.check_interrupted)
+
+    def _measure_base(self) -> None:
+        """Step 0, twice: the base alone, and the untrained adapter, which must change nothing."""
+        if not self.eval_items:
+            return
+        start = time.perf_counter()
+        with self.trainer.network.disabled():
+            base = self._measure(self.eval_items, self.draws)
+        seconds = time.perf_counter() - start
+        self_test(base, self._measure(self.eval_items, self.draws), precision=self.precision)
+        self._record(0, base, seconds)
+        self._probe(0)
+
+    def _record(self, step: int, errors: dict, seconds: float) -> dict:
+        record = EvaluationRecord(step=step, errors=errors, seconds=seconds, t_values=t_values(self.draws))
+        row = eval_row([*self.records, record])
+        self._emit(row)
+        return row
+
+    def _probe(self, step: int) -> None:
+        """How much better the training pictures are predicted than before: memorising shows as a gap to the held-out ones."""
+        if step not in self.probe_steps:
+            return
+        loss = mean_error(self._measure(self.probe_items, self.probe_draws))
+        first = next((row for row in self.rows if row["kind"] == "probe"), None)
+        delta = loss - (first["train_loss"] if first else loss)
+        held_out = next((row["loss_delta"] for row in reversed(self.rows) if row["kind"] == "eval"), None)
+        self._emit({
+            "kind": "probe", "step": step, "train_loss": _number(loss), "train_delta": _number(delta),
+            "transfer_ratio": _number(held_out / delta) if held_out is not None and delta else None,
+        })
+
+    def _evaluate_and_save(self) -> None:
+        step = self.trainer.step
+        row = {"kind": "eval", "step": step}
+        with self.trainer.network.weights(self.trainer.average):
+            if self.eval_items:
+                start = time.perf_counter()
+                errors = self._measure(self.eval_items, self.draws)
+                row = self._record(step, errors, time.perf_counter() - start)
+                self._probe(step)
+        self._save_checkpoint(step, row)
+        self.run_folder.save_state(self.trainer.state())
+        self.stop_reason = self._reason_to_stop()
+
+    def _reason_to_stop(self) -> str | None:
+        records = self.records
+        return should_stop(records, self.config.evaluation) if self.eval_items and len(records) > 1 else None
+
+    def _compare_after_resume(self) -> None:
+        steps = [record.step for record in self.records if record.step in self.run_folder.checkpoint_steps()]
+        if not steps or steps[-1] != self.trainer.step:
+            return  # the state is from between two evaluations: its average was never measured
+        before = next(record for record in self.records if record.step == steps[-1])
+        with self.trainer.network.weights(self.trainer.average):
+            after = self._measure(self.eval_items, self.draws)
+        note = resume_note(before.errors, after, precision=self.precision)
+        if note:
+            self._note(note)
+
+    # ---- files -----------------------------------------------------------
+
+    def _save_checkpoint(self, step: int, row: dict) -> None:
+        records = self.records
+        metadata = lora_metadata(
+            name=self.info.name, step=step, family=self.model.family, config=self.config, is_flow=self.model.is_flow,
+            trigger=self.info.trigger, split_id=self.info.split_id, n_train=self.num_train,
+            base_model_hash=self.info.base_model_hash, versions=self.info.versions, records=records, resolution=self.info.resolution,
+        )
+        self.run_folder.save_checkpoint(
+            step, self.trainer.network.state_dict(self.trainer.average), metadata,
+            self.trainer.network.peft_config(self.info.base_model), row,
+        )
+
+    def _save_after(self, error: BaseException) -> None:
+        log.info("Run '%s' stopped at step %d (%s); saving it.", self.info.name, self.trainer.step, type(error).__name__)
+        try:
+            self.run_folder.save_state(self.trainer.state())
+            if isinstance(error, NonFiniteLossError) and len(self.records) > 1:
+                self._write_report(select(self.records, non_finite_training=True), finished=False)
+        except PistachioError as failure:
+            # The first error is the one to show; this run goes on from its last evaluation instead.
+            log.error("The state could not be saved: %s", failure)
+
+    def _finish(self) -> Selection:
+        if self.stop_reason:
+            self._note(f"Stopped early: {self.stop_reason}")
+        selection = select(self.records) if self.eval_items else not_measured(self.trainer.step)
+        report = self._write_report(selection, finished=True)
+        self.log_row({"kind": "finished", "step": self.trainer.step, "report": report})
+        return selection
+
+    def _write_report(self, selection: Selection, *, finished: bool) -> dict:
+        report = build_report(
+            run=self.info.name, selection=selection, records=self.records, settings=to_dict(self.config), seed=self.config.seed,
+            versions=self.info.versions, split_id=self.info.split_id, n_train=self.num_train, stop_reason=self.stop_reason,
+            notes=[row["text"] for row in self.rows if row["kind"] == "note"],
+        ) | {"finished": finished, "trigger": self.info.trigger}
+        write_report(self.run_folder.path, report, self.rows, selection)
+        return report
+
+    def _note(self, text: str) -> None:
+        log.info("Run '%s': %s", self.info.name, text)
+        self._emit({"kind": "note", "step": self.trainer.step, "text": text})
+
+    def _emit(self, row: dict) -> None:
+        self.rows.append(row)
+        self.run_folder.append_metric(row)
+        self.log_row(row)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,225 @@
+"""A run is a folder; this module is its layout.
+
+    config.json      resolved settings and the run's identity
+    dataset.json     content hashes, captions, split
+    metrics.jsonl    one row a step and an evaluation, appended and flushed
+    checkpoints/step-000250/{adapter_model.safetensors, adapter_config.json, evaluation.json}
+    state/state.pt   adapter, average and optimiser at the last save
+    report.json, loss.png
+
+Every file but metrics.jsonl is written whole or not at all. Nothing here knows what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..dataset.files import atomic_write_text, free_bytes, free_words, write_error
+from .errors import PistachioError, RunConflictError
+
+CHECKPOINT_NAME = re.compile(r"step-(\d{6,})$")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What the PISTACHIO_RUN socket carries."""
+
+    name: str
+    folder: Path
+
+
+def check_run_name(name: str) -> str:
+    name = name.strip()
+    if not RUN_NAME.match(name) or name.endswith("."):
+        raise PistachioError(
+            f"'{name}' can't be a run name. Use letters, digits, spaces, '.', '-' and '_', starting with a letter or digit, on Train LoRA."
+        )
+    return name
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Newest first."""
+    if not root.is_dir():
+        return []
+    folders = [path for path in root.iterdir() if (path / "config.json").is_file()]
+    folders.sort(key=lambda path: (path / "config.json").stat().st_mtime, reverse=True)
+    return [Run(name=path.name, folder=path) for path in folders]
+
+
+class RunFolder:
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    # ---- reading ---------------------------------------------------------
+
+    def config(self) -> dict | None:
+        return self._read_json("config.json")
+
+    def dataset(self) -> dict | None:
+        return self._read_json("dataset.json")
+
+    def report(self) -> dict | None:
+        return self._read_json("report.json")
+
+    def status(self) -> str:
+        """'finished', 'running', 'interrupted' or 'new'."""
+        config = self.config()
+        if config is None:
+            return "new"
+        report = self.report()
+        if report is not None and report.get("finished"):
+            return "finished"
+        lock = self._file_lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return "running"
+        lock.release()
+        return "interrupted"
+
+    def metrics(self) -> list[dict]:
+        """Rows in the order written. A last line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def checkpoint_steps(self) -> list[int]:
+        folder = self.path / "checkpoints"
+        names = [CHECKPOINT_NAME.match(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(match[1]) for match in names if match and self.checkpoint_file(int(match[1])).is_file())
+
+    def checkpoint_file(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}" / WEIGHTS_FILE
+
+    def chosen_step(self) -> int | None:
+        report = self.report()
+        return report["chosen_step"] if report else None
+
+    def _read_json(self, name: str) -> dict | None:
+        path = self.path / name
+        if not path.is_file():
+            return None
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    # ---- writing ---------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One writer at a time, across processes; a killed one leaves no lock behind."""
+        self._make(self.path)
+        lock = self._file_lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunConflictError(
+                f"Run '{self.name}' is being trained by another process. Wait for it, or choose another run name on Train LoRA."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _file_lock(self) -> FileLock:
+        return FileLock(str(self.path / ".lock"))
+
+    def write_json(self, name: str, value: dict) -> None:
+        atomic_write_text(self.path / name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+    def append_metric(self, row: dict) -> None:
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def rewind_metrics(self, step: int, *, keep_evaluation: bool = True) -> list[dict]:
+        """Drop the rows after `step`, and that step's evaluation if asked: they are about to be computed again."""
+        again = () if keep_evaluation else ("eval", "probe")
+        rows = [r for r in self.metrics() if r["step"] < step or (r["step"] == step and r["kind"] not in again)]
+        atomic_write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return rows
+
+    def save_checkpoint(
+        self, step: int, tensors: dict[str, Tensor], metadata: dict[str, str], adapter_config: dict, evaluation: dict
+    ) -> None:
+        """A folder that appears complete or not at all; one from a run that is being repeated is replaced."""
+        target = self.checkpoint_file(step).parent
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(tensors, str(temporary / WEIGHTS_FILE), metadata=metadata)
+            for name, value in (("adapter_config.json", adapter_config), ("evaluation.json", evaluation)):
+                (temporary / name).write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+            for path in temporary.iterdir():
+                _flush_to_disk(path)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        except OSError as error:
+            raise write_error(target, error) from error
+
+    def save_state(self, state: dict) -> None:
+        path = self.path / "state" / "state.pt"
+        temporary = path.with_name(".state.pt.tmp")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            torch.save(state, temporary)
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise write_error(path, error) from error
+        except RuntimeError as error:  # torch reports a full disk this way
+            raise PistachioError(f"'{path}' could not be written ({free_words(path.parent)}): {error}") from error
+
+    def load_state(self) -> dict | None:
+        path = self.path / "state" / "state.pt"
+        return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+
+    def check_space(self, needed_bytes: int) -> None:
+        self._make(self.path)
+        if free_bytes(self.path) < needed_bytes:
+            raise PistachioError(
+                f"The run needs {needed_bytes / 1e9:.1f} GB for its checkpoints, and the disk of '{self.path}' has {free_words(self.path)}. "
+                "Free some space, lower the rank in Adapter Settings, or ask for fewer evaluations in Evaluation Settings."
+            )
+
+    def _make(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".write-test"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise write_error(path / "config.json", error) from error
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
