@@ -26,6 +26,7 @@ from .prompts import BETA_ONE, KINDS, SYSTEM_PROMPTS, CaptionRequest, build_prom
 
 log = logging.getLogger(__name__)
 
+NO_MEMORY = "There is not enough GPU memory for JoyCaption (about 17 GB in bf16). Choose an nf4 model, or close other programs."
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -53,10 +54,10 @@ def load_joycaption(
     except ImportError as error:
         raise PistachioError(f"JoyCaption needs the package transformers, 4.50 or later ({error}): pip install transformers.") from error
     folder = resolve_model(folder_or_repo, models_folder=models_folder, progress=progress)
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    config = _load(folder, AutoConfig.from_pretrained)
     if config.model_type != "llava":
         raise PistachioError(f"'{folder}' holds a '{config.model_type}' model, not a LLaVA one. Choose a JoyCaption folder on Load JoyCaption.")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = _load(folder, AutoTokenizer.from_pretrained)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _chat_template(folder)
     # "torch_dtype" became "dtype" in 4.56
@@ -65,12 +66,7 @@ def load_joycaption(
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized:
         options["device_map"] = {"": str(device)}  # quantised weights can't be moved afterwards
-    try:
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            str(folder), local_files_only=True, output_loading_info=True, **options
-        )
-    except ImportError as error:  # bitsandbytes, compressed-tensors or accelerate, as transformers names it
-        raise PistachioError(f"'{folder}' is a quantised model that needs another package: {error}") from error
+    model, report = _load(folder, LlavaForConditionalGeneration.from_pretrained, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise PistachioError(f"'{folder}' lacks {len(missing)} weights, first '{missing[0]}'. Its files are damaged or of another model: download it again.")
@@ -78,9 +74,23 @@ def load_joycaption(
         try:
             model.to(device)
         except torch.cuda.OutOfMemoryError as error:
-            raise PistachioError("There is not enough GPU memory for JoyCaption (about 17 GB in bf16). Choose an nf4 model, or close other programs.") from error
+            raise PistachioError(NO_MEMORY) from error
     model.train(False)
     return JoyCaptioner(model, tokenizer, kind=model_kind(kind, folder_or_repo, folder, config))
+
+
+def _load(folder: Path, from_pretrained: Callable, **options: Any) -> Any:
+    try:
+        return from_pretrained(str(folder), local_files_only=True, **options)
+    except ImportError as error:  # bitsandbytes, compressed-tensors or accelerate, as transformers names it
+        raise PistachioError(f"The captioner in '{folder}' needs another package: {error}") from error
+    except torch.cuda.OutOfMemoryError as error:
+        raise PistachioError(NO_MEMORY) from error
+    except Exception as error:  # transformers, tokenizers and safetensors raise plain Exception subclasses for damaged files
+        raise PistachioError(
+            f"The captioner in '{folder}' can't be loaded ({type(error).__name__}: {error}). "
+            "If its files are damaged, delete the folder and download it again."
+        ) from error
 
 
 def model_kind(kind: str, *names_and_config: Any) -> str:
