@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Callable
 
 from server import PromptServer
 
+from ..training.run import RunFolder
 from .progress import NodeProgress
 
 EVENTS = {
@@ -32,12 +34,11 @@ class RunEvents:
         self,
         *,
         node_id: str,
-        run_name: str,
-        num_steps: int,
+        folder: Path,  # the run's; its config.json is there before the first row
         send: Callable[[str, dict], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.node_id, self.run_name, self.num_steps = node_id, run_name, num_steps
+        self.node_id, self.folder, self.num_steps = node_id, folder, 0
         self.send = send or PromptServer.instance.send_sync
         self.clock = clock
         self.progress = NodeProgress(node_id)
@@ -46,7 +47,7 @@ class RunEvents:
 
     def __call__(self, row: dict) -> None:
         kind, now = row["kind"], self.clock()
-        self.num_steps = row.get("num_steps") or self.num_steps
+        self.num_steps = self.num_steps or RunFolder(self.folder).config()["settings"]["num_steps"]
         payload = {key: value for key, value in row.items() if key not in BULKY}
         if kind == "train":
             seconds_left = self._seconds_left(row["step"], now)
@@ -56,7 +57,7 @@ class RunEvents:
             payload["seconds_left"] = seconds_left
         elif kind == "finished":
             payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "eval_delta_pct") if key in row.get("report", {})}
-        self.send(EVENTS[kind], finite({**payload, "run": self.run_name, "node_id": self.node_id, "num_steps": self.num_steps}))
+        self.send(EVENTS[kind], finite({**payload, "run": self.folder.name, "node_id": self.node_id, "num_steps": self.num_steps}))
         if kind == "train":
             self.progress.text(step_words(row, self.num_steps, seconds_left))
             # Last: the host's bar is where a pressed cancel button is noticed.

@@ -1,7 +1,7 @@
 """Where Pistachio may read and write on the user's disk.
 
 Owns the allowed roots, the check that a path lies below one of them (links resolved), and the places
-of runs, caches, LoRAs and captioners. Knows nothing about what the files hold.
+of runs, caches and captioners. Knows nothing about what the files hold.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import folder_paths
 
 from ..training.errors import PistachioError
-from ..training.run import Run, RunFolder, check_run_name, list_runs
+from ..training.run import Run, check_run_name, list_runs
 
 EXTRA_ROOTS = "pistachio"  # the key in extra_model_paths.yaml
 CAPTIONERS = "LLM"  # where other packs keep language models too
@@ -148,10 +148,6 @@ def _installed(name: str) -> list[Path]:
     )
 
 
-def checkpoints_fingerprint(run: Run) -> str:
-    return _digest([RunFolder(run.folder).checkpoint_file(step) for step in RunFolder(run.folder).checkpoint_steps()])
-
-
 def loras_fingerprint() -> str:
     """Changes when a LoRA file is added, removed or replaced."""
     return _digest(_installed(""))
@@ -166,20 +162,7 @@ def _digest(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-# ---- model folders ----------------------------------------------------------
-
-
-def loras_folder() -> Path:
-    """The first folder for LoRAs that can be written to."""
-    folders = [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue  # the next one may do; the error below names them all
-        if os.access(folder, os.W_OK):
-            return folder
-    raise PistachioError(f"No LoRA folder can be written to: {', '.join(map(str, folders))}. Allow writing to one of them.")
+# ---- captioners --------------------------------------------------------------
 
 
 def captioners_folder() -> Path:

@@ -1,0 +1,35 @@
+"""What stands on the canvas: every node in the order in which a character is trained."""
+
+from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
+
+from ..bridge.routes import add_routes
+from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
+from .dataset import EncodeDataset, LoadImageFolder, SplitDataset
+from .runs import LoadRun, LossChart, SelectCheckpoint
+from .settings import AdapterSettings, EvaluationSettings, LoggingSettings, OptimizerSettings
+from .train import TrainLora
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadImageFolder,
+    LoadJoyCaption,
+    CaptionOptionsNode,
+    CaptionDataset,
+    SplitDataset,
+    EncodeDataset,
+    AdapterSettings,
+    OptimizerSettings,
+    EvaluationSettings,
+    LoggingSettings,
+    TrainLora,
+    SelectCheckpoint,
+    LossChart,
+    LoadRun,
+]
+
+
+class PistachioExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        # Here, because on_load is not called by every ComfyUI that the pack supports.
+        add_routes(PromptServer.instance.routes)
+        return NODES
