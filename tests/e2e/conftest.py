@@ -81,3 +81,13 @@ def browser():
         opened = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def canvas(browser, server):
+    """The shared server's canvas in a new page, opened. `support.canvas.Canvas` for a page of another kind."""
+    from support.canvas import Canvas
+
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield Canvas(page=context.new_page(), server=server).open()
+    context.close()
