@@ -1,12 +1,10 @@
 """The user's VAE and CLIP as the two callables that `dataset.encode` asks for, and their fingerprints.
 
-Encodes exactly as the stock nodes do. A fingerprint names weights, not files: the same weights from
-another loader find the same cache, and a LoRA on the CLIP does not.
+Encodes exactly as the stock nodes do. Knows nothing about buckets' sizes beyond their step, nor about the cache's files.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Callable
 
 import comfy.model_management
@@ -16,10 +14,10 @@ from torch import Tensor
 from ..dataset.types import Dataset, EncodedDataset
 from ..dataset.encode import encode_dataset
 from ..training.errors import PistachioError
+from .fingerprint import fingerprint
 from .folders import cache_folder
 from .progress import NodeProgress, check_interrupted
 
-SAMPLES_PER_TENSOR = 16  # spread over each weight; two different models agree on none
 PATCH_PX = 2  # latent pixels a side of a transformer's patch
 UNET_STEP_PX = 64  # three halvings of the latent, without padding
 SMALL_RESOLUTION = 512  # below it a step of 64 would leave few shapes to choose from
@@ -86,9 +84,7 @@ def encode_picture(vae, pixels: Tensor) -> Tensor:
 
 
 def vae_fingerprint(vae) -> str:
-    digest = hashlib.sha256(f"{type(vae.first_stage_model).__name__}|{vae.vae_dtype}\n".encode())
-    _add_weights(digest, vae.patcher)
-    return digest.hexdigest()[:32]
+    return f"{fingerprint(vae.patcher)}-{vae.vae_dtype}"
 
 
 # ---- CLIP ---------------------------------------------------------------------
@@ -110,37 +106,5 @@ def text_encoder(clip) -> Callable[[str], list]:
 
 
 def clip_fingerprint(clip) -> str:
-    model = clip.cond_stage_model
-    digest = hashlib.sha256(f"{type(model).__name__}|{type(clip.tokenizer).__name__}|{clip.layer_idx}\n".encode())
-    _add_weights(digest, clip.patcher)
-    for name, patches in sorted(clip.patcher.patches.items(), key=lambda item: str(item[0])):
-        digest.update(f"patch|{name}\n".encode())
-        _add_value(digest, patches)
-    return digest.hexdigest()[:32]
-
-
-# ---- fingerprints -------------------------------------------------------------
-
-
-def _add_weights(digest, patcher) -> None:
-    """The weights as loaded from the file: while a LoRA is applied to them, the host keeps those aside."""
-    for name, value in sorted(patcher.model.state_dict().items()):
-        digest.update(f"{name}\n".encode())
-        _add_value(digest, patcher.backup[name].weight if name in patcher.backup else value)
-
-
-def _add_value(digest, value) -> None:
-    """Numbers, texts and samples of tensors, in containers or in the host's adapter objects."""
-    if torch.is_tensor(value):
-        digest.update(f"{tuple(value.shape)}|{value.dtype}\n".encode())
-        flat = value.detach().reshape(-1)
-        stride = max(1, flat.numel() // SAMPLES_PER_TENSOR)
-        digest.update(flat[::stride][:SAMPLES_PER_TENSOR].to("cpu", torch.float32).numpy().tobytes())
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _add_value(digest, item)
-    elif value is None or isinstance(value, (bool, int, float, str)):
-        digest.update(f"{value!r}\n".encode())
-    else:  # an adapter: what it is, and its tensors
-        digest.update(f"{type(value).__name__}\n".encode())
-        _add_value(digest, getattr(value, "weights", None))
+    # The tokenizer and the layer of CLIP Set Last Layer change the result without changing a weight.
+    return f"{fingerprint(clip.patcher)}-{type(clip.tokenizer).__name__}-{clip.layer_idx}"

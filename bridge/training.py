@@ -54,7 +54,7 @@ def train_lora(
     name = continue_run.name if continue_run else check_run_name(run_name)
     folder = RunFolder(continue_run.folder if continue_run else runs_folder / name)
     run = Run(name=name, folder=folder.path)
-    model_hash = fingerprint(patcher.model.diffusion_model, patcher.patches)
+    model_hash = fingerprint(patcher, prefix="diffusion_model.")
     config = config.resolve_num_steps(len(encoded.train)) if continue_run is None else _extended(config, folder)
     with folder.locked():
         if not _open_run(folder, config, encoded, model_hash, extend=continue_run is not None):

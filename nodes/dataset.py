@@ -137,4 +137,6 @@ class EncodeDataset(io.ComfyNode):
         sizes = sorted({f"{item.width}x{item.height}" for item in encoded.items})
         trigger = f"trigger word '{encoded.trigger_word}'" if encoded.trigger_word else "no trigger word"
         count = f"{len(encoded.train)} pictures to train on, {len(encoded.held_out)} held out, {trigger}, sizes {', '.join(sizes)}."
-        return io.NodeOutput(encoded, ui=shown(sentences=(count, *encoded.notes)))
+        # The nodes before this one show what they said.
+        notes = encoded.notes[len(dataset.notes):]
+        return io.NodeOutput(encoded, ui=shown(sentences=(count, *notes)))

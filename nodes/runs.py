@@ -6,9 +6,8 @@ from comfy_api.latest import io
 
 from ..bridge import folders
 from ..bridge.lora import install_checkpoint
-from ..training.run import RunFolder
 from .schema import LoraName, RunHandle, problem, schema
-from .shown import image_tensor, loss_chart, run_sentences, shown
+from .shown import chosen_step, image_tensor, loss_chart, run_sentences, shown
 
 CATEGORY = "Pistachio/train"
 NO_RUNS = "no runs yet"  # an empty menu can't be clicked
@@ -43,7 +42,7 @@ class SelectCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, run, step=-1, lora_name="") -> io.NodeOutput:
-        chosen = RunFolder(run.folder).chosen_step() if step < 0 else step
+        chosen = chosen_step(run) if step < 0 else step
         file = install_checkpoint(run, chosen, lora_name.strip())
         sentences = (f"Step {chosen} is in models/loras as {file}.", *run_sentences(run))
         return io.NodeOutput(file, chosen, "\n".join(sentences), ui=shown(sentences=sentences))

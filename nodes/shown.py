@@ -1,4 +1,4 @@
-"""What a node shows on itself: pictures and sentences."""
+"""What a node shows on itself, pictures and sentences, and which checkpoint of a run it speaks of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..training.chart import draw_loss_chart
 from ..training.errors import PistachioError
 from ..training.report import records_from_rows
 from ..training.run import Run, RunFolder
-from ..training.selection import not_measured, select
+from ..training.selection import Selection, not_measured, select
 
 
 def image_tensor(image: Image.Image) -> torch.Tensor:
@@ -26,13 +26,32 @@ def shown(*, image: Image.Image | None = None, sentences: tuple[str, ...] = ()) 
     return pictures | texts
 
 
-def loss_chart(run: Run) -> Image.Image:
-    """The chart of a run, finished or not."""
+def selection_of(run: Run) -> Selection:
+    """The protocol's choice among the evaluations so far, whether the run is finished or not."""
     rows = RunFolder(run.folder).metrics()
-    records = records_from_rows(rows)
     if not rows:
         raise PistachioError(f"Run '{run.name}' has no numbers yet. Let Train LoRA take some steps first.")
-    return draw_loss_chart(rows, select(records) if len(records) > 1 else not_measured(rows[-1]["step"]))
+    records = records_from_rows(rows)
+    return select(records) if len(records) > 1 else not_measured(rows[-1]["step"])
+
+
+def chosen_step(run: Run) -> int:
+    """The step of the checkpoint to use; PistachioError when none can be kept."""
+    step = RunFolder(run.folder).chosen_step()
+    if step is not None and step > 0:
+        return step
+    steps = RunFolder(run.folder).checkpoint_steps()
+    if not steps:
+        raise PistachioError(f"Run '{run.name}' has no checkpoint yet. Let Train LoRA go on until its first evaluation.")
+    selection = selection_of(run)
+    if selection.chosen_step not in steps:
+        raise PistachioError(f"Run '{run.name}' has no checkpoint to recommend: {selection.verdict} Any of these can be taken by its step on Select Checkpoint: {', '.join(map(str, steps))}.")
+    return selection.chosen_step
+
+
+def loss_chart(run: Run) -> Image.Image:
+    """The chart of a run, finished or not."""
+    return draw_loss_chart(RunFolder(run.folder).metrics(), selection_of(run))
 
 
 def run_sentences(run: Run) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ..training.config import (
 from ..training.errors import PistachioError
 from ..training.run import RunFolder, check_run_name
 from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Optimizer, RunHandle, default, problem, schema
-from .shown import image_tensor, loss_chart, run_sentences, shown
+from .shown import chosen_step, image_tensor, loss_chart, run_sentences, shown
 
 
 class TrainLora(io.ComfyNode):
@@ -101,9 +101,9 @@ class TrainLora(io.ComfyNode):
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
             log_row=RunEvents(node_id=cls.hidden.unique_id, folder=folder), check_interrupted=check_interrupted, continue_run=continue_run,
         )
-        lora_name = install_checkpoint(run, None)
-        files = RunFolder(run.folder)
-        trained = apply_lora(model, files.checkpoint_file(files.chosen_step()))
+        step = chosen_step(run)
+        lora_name = install_checkpoint(run, step)
+        trained = apply_lora(model, RunFolder(run.folder).checkpoint_file(step))
         chart = loss_chart(run)
         return io.NodeOutput(
             trained, lora_name, run, image_tensor(chart), ui=shown(image=chart, sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
