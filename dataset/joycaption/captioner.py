@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Protocol, Sequence
@@ -184,13 +185,18 @@ def _caption_batch(
         if problem:
             failures[picture.relative_path] = problem
         else:
-            good.append((picture, result.text))
+            good.append((picture, one_line(result.text)))
     return good
+
+
+def one_line(text: str) -> str:
+    """Paragraphs joined and control characters taken out: the text is the same when it is read back."""
+    return " ".join("".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc").split())
 
 
 def fault(result: Generated) -> str | None:
     """Why a generated text is no caption; None if it is one."""
-    if not result.text:
+    if not one_line(result.text):
         return "the answer was empty"
     if not result.finished:
         return f"the answer did not end within {plural(result.num_tokens, 'token')}; raise max_new_tokens or ask for a shorter length"

@@ -169,6 +169,12 @@ def test_fault(text, finished, words):
     assert found is None if words is None else words in found
 
 
+def test_paragraphs_and_control_characters_go(pictures):
+    text = captioner_module.one_line(" a man\r\n\n\tin a\x00 hat\x85\x1f é\x7f ")
+    assert text == "a man in a hat é"
+    assert fault(Generated(text="\x00\x01", num_tokens=2, finished=True)) == "the answer was empty"
+
+
 def test_batch_seed_is_of_the_pictures(pictures):
     dataset = load_folder(pictures)
     seeds = {captioner_module._batch_seed(seed, list(dataset.pictures[a:b]), t) for seed in (0, 1) for a, b in ((0, 1), (0, 2), (1, 2)) for t in (0, 1)}

@@ -1,0 +1,145 @@
+"""The download through the real huggingface_hub client, from a server on this machine that speaks the Hub's protocol."""
+
+import hashlib
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from pistachio.dataset.joycaption import download
+from pistachio.dataset.joycaption.download import missing_files, resolve_model
+from pistachio.training.errors import PistachioError
+
+REPO = "someone/llama-joycaption-beta-one-hf-llava"
+COMMIT = "a" * 40
+SHARDS = {f"model-0000{i}-of-00002.safetensors": bytes([i]) * 5000 for i in (1, 2)}
+FILES = {
+    "config.json": b'{"model_type": "llava"}', "tokenizer.json": b"{}", "tokenizer_config.json": b"{}", **SHARDS,
+    "model.safetensors.index.json": json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(SHARDS)}}).encode(),
+    "pytorch_model.bin": b"a pickle that nobody asked for", "README.md": b"words",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self._answer(send_body=False)
+
+    def do_GET(self):
+        self._answer(send_body=True)
+
+    def _answer(self, send_body):
+        hub, path = self.server.hub, self.path.split("?")[0]
+        hub.requests.append(path)
+        headers = {"X-Repo-Commit": COMMIT}
+        if path.startswith(f"/api/models/{REPO}"):
+            if "/tree/" in path:
+                body = json.dumps([{"type": "file", "path": n, "size": len(d), "oid": _oid(d)} for n, d in FILES.items()]).encode()
+            else:
+                siblings = [{"rfilename": n, "size": hub.sizes.get(n, len(d)), "blobId": _oid(d)} for n, d in FILES.items()]
+                body = json.dumps({"id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0}).encode()
+            headers["Content-Type"] = "application/json"
+        elif path.startswith(f"/{REPO}/resolve/") and path.rsplit("/", 1)[-1] in FILES:
+            name = path.rsplit("/", 1)[-1]
+            if send_body and name in hub.broken:
+                self.send_error(500)
+                return
+            body = FILES[name]
+            headers["ETag"] = f'"{_oid(body)}"'
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if send_body:
+            self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def _oid(data):
+    return hashlib.sha1(data).hexdigest()
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.hub = SimpleNamespace(requests=[], sizes={}, broken=set(), url=f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield server.hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_downloads_once_and_then_needs_no_connection(hub, tmp_path):
+    seen = []
+    folder = resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url, progress=lambda done, total: seen.append((done, total)))
+    assert folder == tmp_path / "llama-joycaption-beta-one-hf-llava"
+    on_disk = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")}
+    wanted = {n: d for n, d in FILES.items() if n not in ("pytorch_model.bin", "README.md")}
+    assert on_disk == wanted
+    assert seen[-1] == (sum(map(len, wanted.values())),) * 2
+    hub.requests.clear()
+    assert resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url) == folder
+    assert resolve_model(folder, models_folder=None) == folder
+    assert hub.requests == []
+
+
+def test_a_failed_download_is_kept_and_resumed(hub, tmp_path):
+    hub.broken.add("model-00002-of-00002.safetensors")
+    with pytest.raises(PistachioError, match="queue again to go on"):
+        resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url)
+    hub.broken.clear()
+    hub.requests.clear()
+    folder = resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url)
+    assert missing_files(folder) == []
+    assert (folder / "model-00002-of-00002.safetensors").read_bytes() == SHARDS["model-00002-of-00002.safetensors"]
+
+
+def test_disk_is_checked_before_the_first_byte(hub, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    hub.sizes["model-00001-of-00002.safetensors"] = free + 10**9
+    with pytest.raises(PistachioError, match=r"needs .* GB more on the disk.*GB are free"):
+        resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url)
+    assert not any("/resolve/" in path for path in hub.requests)
+    assert not list(tmp_path.iterdir())
+
+
+def test_offline_names_the_folder_to_fill(tmp_path):
+    with pytest.raises(PistachioError, match="Hugging Face can't be reached") as caught:
+        resolve_model(REPO, models_folder=tmp_path, endpoint="http://127.0.0.1:9")
+    assert str(tmp_path / "llama-joycaption-beta-one-hf-llava") in str(caught.value)
+
+
+def test_unknown_repo(hub, tmp_path):
+    with pytest.raises(PistachioError, match=r"no 'someone/else' for you \(status 404\)"):
+        resolve_model("someone/else", models_folder=tmp_path, endpoint=hub.url)
+
+
+@pytest.mark.parametrize("name, words", [("", "No captioner is named"), ("just-a-name", "neither a folder"), ("/a/b", "neither a folder"), ("a/b/c", "neither a folder")])
+def test_bad_names(tmp_path, name, words):
+    with pytest.raises(PistachioError, match=words):
+        resolve_model(name, models_folder=tmp_path)
+
+
+def test_no_models_folder():
+    with pytest.raises(PistachioError, match="no models folder"):
+        resolve_model(REPO, models_folder=None)
+
+
+def test_progress_counts_partial_files(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.incomplete").write_bytes(b"x" * 10)
+    assert download._size_on_disk(tmp_path) == 10
+    assert download._size_on_disk(tmp_path / "none") == 0
