@@ -247,7 +247,7 @@ def forwarded(options) -> list[str]:
 
 def demo(options) -> int:
     setup = set_up(options.comfyui)
-    command = [setup.python, ROOT / "demo" / "run.py", *setup.host_arguments, f"--seconds-setup={setup.seconds:.1f}"]
+    command = [setup.python, "-m", "demo.run", *setup.host_arguments, f"--seconds-setup={setup.seconds:.1f}"]
     return run([*command, *forwarded(options), *options.extra])
 
 
@@ -336,7 +336,8 @@ def serve(options) -> int:
 
 def bench(options) -> int:
     folder = ROOT / "benchmarks"
-    names = sorted(path.stem.removeprefix("bench_") for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    runnable = [path for path in folder.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    names = sorted(path.stem.removeprefix("bench_") for path in runnable)
     if not options.name:
         print("Benchmarks:", ", ".join(names) or "none")
         return 0

@@ -14,23 +14,24 @@ BINARY = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".safetensors", ".pt", ".npz
 
 
 def list_files(repository: Path, *arguments: str) -> list[Path]:
-    command = ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others", "--exclude-standard", *arguments]
-    names = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
-    return sorted({Path(name) for name in names if name and (repository / name).is_file()})
+    # The exception is for a checkout that another user of the machine made, as happens in CI.
+    command = ["git", "-c", f"safe.directory={repository}", "-C", str(repository), "ls-files", "-z", "--cached", "--others", *arguments]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    assert listed.returncode == 0, f"The files cannot be listed; these tests need a git checkout.\n{listed.stderr}"
+    return sorted({Path(name) for name in listed.stdout.split("\0") if name and (repository / name).is_file()})
 
 
 @pytest.fixture(scope="session")
 def tree(repository) -> list[Path]:
     """Relative paths of the whole repository."""
-    return list_files(repository)
+    return list_files(repository, "--exclude-standard")
 
 
 @pytest.fixture(scope="session")
 def archive(repository, tree) -> list[Path]:
     """Relative paths of what the registry would publish: the tree without what .comfyignore names."""
-    command = ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others", "--ignored", f"--exclude-from={repository / '.comfyignore'}"]
-    ignored = set(subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0"))
-    return [path for path in tree if path.as_posix() not in ignored]
+    ignored = set(list_files(repository, "--ignored", f"--exclude-from={repository / '.comfyignore'}"))
+    return [path for path in tree if path not in ignored]
 
 
 @pytest.fixture(scope="session")
