@@ -1,0 +1,203 @@
+"""Whole runs on a tiny Wan: the folder they leave, resuming, conflicts, and the choice installed for the stock loader."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from support.encoded import encoded_set
+
+
+@pytest.fixture(scope="module")
+def wan(tiny):
+    return tiny("wan21")
+
+
+@pytest.fixture
+def encoded(wan, tmp_path):
+    return encoded_set(tmp_path / "cache", wan)
+
+
+def config(**changes):
+    from pistachio.training.config import AdapterConfig, EvaluationConfig, OptimizerConfig, TrainConfig
+
+    defaults = dict(
+        num_steps=8, batch_size=2, seed=5, adapter=AdapterConfig(rank=2, alpha=2), precision="fp32",
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        evaluation=EvaluationConfig(num_evaluations=4, timesteps_per_image=4, early_stop=False),
+    )
+    return TrainConfig(**{**defaults, **changes})
+
+
+def start(wan, encoded, folder, settings, *, rows=None, check=lambda: None, name="anna", continue_run=None):
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import LoggingConfig
+
+    with torch.inference_mode():
+        return train_lora(
+            wan.model, encoded, settings, run_name=name, logging_config=LoggingConfig(), runs_folder=folder,
+            log_row=(rows if rows is not None else []).append, check_interrupted=check, continue_run=continue_run,
+        )
+
+
+def numbers(run):
+    from pistachio.training.run import RunFolder
+
+    keep = ("kind", "step", "loss", "prior_loss", "grad_norm", "lr", "errors", "loss_delta", "train_delta")
+    return [{k: row[k] for k in keep if k in row} for row in RunFolder(run.folder).metrics() if row["kind"] != "note"]
+
+
+def files(run):
+    from pistachio.training.run import RunFolder
+
+    folder = RunFolder(run.folder)
+    return {step: folder.checkpoint_file(step).read_bytes()[-4096:] for step in folder.checkpoint_steps()}
+
+
+class Cancelled(Exception):
+    pass
+
+
+def cancel_after(calls):
+    left = [calls]
+
+    def check():
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cancelled
+
+    return check
+
+
+def test_a_run_leaves_everything_it_promises(wan, encoded, tmp_path):
+    from pistachio.training.run import RunFolder
+
+    rows = []
+    run = start(wan, encoded, tmp_path / "runs", config(), rows=rows)
+    folder = RunFolder(run.folder)
+    report = folder.report()
+    assert folder.status() == "finished" and report["finished"]
+    assert folder.checkpoint_steps() == [1, 2, 3, 4, 5, 6, 7, 8] or len(folder.checkpoint_steps()) >= 4
+    assert report["chosen_step"] in folder.checkpoint_steps()
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
+    assert (run.folder / "loss.png").stat().st_size > 5000
+    assert json.loads((run.folder / "config.json").read_text())["settings"]["seed"] == 5
+    held_out = [p["content_hash"] for p in folder.dataset()["pictures"] if p["held_out"]]
+    assert sorted(report["evaluations"][0]["errors"]) == sorted(held_out)
+
+
+def test_the_same_settings_return_a_finished_run_at_once(wan, encoded, tmp_path):
+    run = start(wan, encoded, tmp_path, config())
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"}
+    rows = []
+    assert start(wan, encoded, tmp_path, config(), rows=rows) == run
+    assert rows == []
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.name != ".lock"} == before
+
+
+@pytest.mark.parametrize("calls", [1, 9, 13, 18, 25])
+def test_an_interrupted_run_ends_with_the_same_numbers(wan, encoded, tmp_path, calls):
+    whole = start(wan, encoded, tmp_path / "whole", config())
+    with pytest.raises(Cancelled):
+        start(wan, encoded, tmp_path / "cut", config(), check=cancel_after(calls))
+    resumed = start(wan, encoded, tmp_path / "cut", config())
+    assert numbers(resumed) == numbers(whole)
+    assert files(resumed) == files(whole)
+
+
+def test_other_settings_under_the_same_name_are_refused(wan, encoded, tmp_path):
+    from pistachio.training.errors import RunConflictError
+
+    start(wan, encoded, tmp_path, config())
+    with pytest.raises(RunConflictError, match="seed"):
+        start(wan, encoded, tmp_path, config(seed=6))
+    changed = replace(encoded, items=tuple(replace(i, caption=i.caption + ".") for i in encoded.items))
+    with pytest.raises(RunConflictError, match="captions"):
+        start(wan, changed, tmp_path, config())
+
+
+def test_a_second_writer_is_refused(wan, encoded, tmp_path):
+    from pistachio.training.errors import RunConflictError
+    from pistachio.training.run import RunFolder
+
+    (tmp_path / "anna").mkdir()
+    with RunFolder(tmp_path / "anna").locked(), pytest.raises(RunConflictError, match="another process"):
+        start(wan, encoded, tmp_path, config())
+
+
+def test_a_run_can_be_continued(wan, encoded, tmp_path):
+    from pistachio.training.run import RunFolder
+
+    run = start(wan, encoded, tmp_path, config())
+    start(wan, encoded, tmp_path, config(num_steps=0), continue_run=run)
+    folder = RunFolder(run.folder)
+    assert folder.report()["last_step"] == 12
+    assert [row["step"] for row in folder.metrics() if row["kind"] == "train"] == list(range(1, 13))
+
+
+def test_the_choice_is_listed_and_loaded_by_the_stock_loader(wan, encoded, tmp_path, caplog):
+    import folder_paths
+    import nodes
+    from pistachio.bridge.lora import install_checkpoint, loras_folder
+    from pistachio.training.run import RunFolder
+    from safetensors import safe_open
+
+    run = start(wan, encoded, tmp_path, config())
+    other = start(wan, encoded, tmp_path, config(seed=9), name="berta")
+    name = install_checkpoint(run, None, "anna")
+    assert install_checkpoint(run, 8, "anna") == name == "anna.safetensors"
+    assert install_checkpoint(other, None, "anna") == "anna-2.safetensors"  # another run's file is never replaced
+    assert {"anna.safetensors", "anna-2.safetensors"} <= set(folder_paths.get_filename_list("loras"))
+    with torch.inference_mode(), caplog.at_level("WARNING"):
+        loaded = nodes.LoraLoaderModelOnly().load_lora_model_only(wan.model, name, 1.0)[0]
+    assert len(loaded.patches) == 26 and not [r for r in caplog.records if "not loaded" in r.getMessage().lower()]
+    with safe_open(str(loras_folder() / "anna-2.safetensors"), framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["pistachio.trigger"] == "zwx"
+    assert metadata["pistachio.state"] == RunFolder(other.folder).report()["state"]
+
+
+def test_a_non_finite_loss_stops_with_the_run_saved(wan, encoded, tmp_path):
+    from pistachio.training.config import OptimizerConfig
+    from pistachio.training.errors import NonFiniteLossError
+    from pistachio.training.run import RunFolder
+
+    wild = config(optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0, clip_norm=0))
+    with pytest.raises(NonFiniteLossError, match="learning rate"):
+        start(wan, encoded, tmp_path, wild)
+    folder = RunFolder(tmp_path / "anna")
+    assert folder.status() == "interrupted" and folder.load_state()["step"] >= 1
+    assert torch.isfinite(folder.load_state()["parameters"]).all()
+
+
+@pytest.mark.parametrize("wrong", ["channels", "axes"])
+def test_a_foreign_vae_is_refused_before_training(wan, encoded, tmp_path, wrong):
+    from pistachio.dataset.cache import save_latent
+    from pistachio.training.errors import PistachioError
+
+    shape = (1, 4, 2, 8, 8) if wrong == "channels" else (1, 16, 8, 8)
+    save_latent(encoded.items[0].latent_path, torch.zeros(shape))
+    with pytest.raises(PistachioError, match="VAE"):
+        start(wan, encoded, tmp_path / "runs", config())
+
+
+def test_a_foreign_text_encoder_is_refused_before_training(wan, tiny, encoded, tmp_path):
+    from pistachio.dataset.cache import save_condition
+    from pistachio.training.errors import PistachioError
+
+    for item in encoded.items:
+        for path in (item.caption_path, item.prior_path):
+            save_condition(path, tiny("sd15").condition("a woman"))
+    with pytest.raises(PistachioError, match="CLIP|text encoder"):
+        start(wan, encoded, tmp_path / "runs", config())
+
+
+def test_an_image_to_image_model_is_refused(wan, encoded, tmp_path, monkeypatch):
+    import comfy.model_base
+    from pistachio.training.errors import PistachioError
+
+    monkeypatch.setattr(wan.model.model, "model_type", comfy.model_base.ModelType.IMG_TO_IMG)
+    with pytest.raises(PistachioError, match="text-to-image"):
+        start(wan, encoded, tmp_path / "runs", config())
