@@ -61,7 +61,7 @@ def test_every_verdict_is_drawn(state):
     assert near(image.getpixel((31, image.height - 40)), STATE_COLOURS[state], 8)
     # The main line is there, and stays within its box even where the run broke.
     assert count_near(image, (LEFT, TOP, RIGHT, BOTTOM), MAIN) > 400
-    assert count_near(image, (0, TOP - 6, 60, TOP + 10), MAIN, 20) == 0
+    assert count_near(image, (LEFT, TOP - 12, RIGHT, TOP - 2), MAIN) == 0
 
 
 def test_the_chosen_step_is_marked_where_it_is():

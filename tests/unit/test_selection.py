@@ -87,6 +87,7 @@ VERDICTS = [
     ("rise of 9 % of the gain", [-0.05, -0.100, -0.091, -0.091, -0.091], "plateau"),
     ("best is last and falling", [-0.02, -0.04, -0.06, -0.08], "still improving"),
     ("best is last but one and falling", [-0.02, -0.05, -0.09, -0.0895], "still improving"),
+    ("best is last but one, the last 6 % worse", [-0.02, -0.06, -0.100, -0.094], "still improving"),
     ("falling within 5 % of an early best", [-0.05, -0.100, -0.092, -0.095, -0.096], "still improving"),
     ("falling but 8 % from an early best", [-0.05, -0.100, -0.0905, -0.0910, -0.0920], "plateau"),
     ("early best, then level", [-0.05, -0.100, -0.099, -0.099, -0.099], "plateau"),
@@ -97,6 +98,12 @@ VERDICTS = [
 @pytest.mark.parametrize("changes, state", [case[1:] for case in VERDICTS], ids=[case[0] for case in VERDICTS])
 def test_verdict(changes, state):
     assert select(records(changes)).state == state
+
+
+@pytest.mark.parametrize("gain, state", [(0.0013, "unclear"), (0.0015, "plateau")])
+def test_unclear_uses_students_t(gain, state):
+    # Two pictures: SE = .001, q = 1.376.
+    assert select(records([-gain, -gain, -gain], offsets=(-0.001, 0.001))).state == state
 
 
 def test_overfit_needs_a_measurable_rise():
