@@ -6,8 +6,7 @@ from support.prompts import generation_prompt
 def test_the_pack_is_on_the_canvas(canvas):
     known = canvas.page.evaluate("() => Object.keys(window.LiteGraph.registered_node_types).filter(name => name.startsWith('Pistachio'))")
     assert "PistachioTrainLora" in known
-    scripts = canvas.page.evaluate("() => performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert any("/extensions/pistachio/" in name for name in scripts)
+    assert any("/extensions/pistachio/" in address for address in canvas.requested)
     assert canvas.our_errors() == []
 
 

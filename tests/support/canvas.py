@@ -19,6 +19,7 @@ OPEN_TIMEOUT_MS = 120_000
 class Canvas:
     page: Any
     server: Server
+    requested: list[str] = field(default_factory=list)  # addresses of everything that the page fetched
     errors: list[str] = field(default_factory=list)  # uncaught exceptions and console errors, without the host's own 404s
 
     def open(self, *, nodes_2: bool | None = None) -> Canvas:
@@ -27,10 +28,13 @@ class Canvas:
         if nodes_2 is not None:
             settings["Comfy.VueNodes.Enabled"] = nodes_2
         self.server.post("/api/settings", settings)
+        self.page.on("request", lambda request: self.requested.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
         self.page.on("console", lambda message: self._note(message))  # playwright sets an attribute on a method's object
         self.page.goto(self.server.url, timeout=OPEN_TIMEOUT_MS)
-        self.page.wait_for_function("() => window.app?.extensionManager && window.app?.graph", timeout=OPEN_TIMEOUT_MS)
+        # The graph of a new session comes last, and would replace one that a test loads before it.
+        ready = "() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph._nodes.length > 0"
+        self.page.wait_for_function(ready, timeout=OPEN_TIMEOUT_MS)
         return self
 
     def _note(self, message) -> None:
