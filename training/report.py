@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 
+from ..dataset.files import atomic_write_bytes
 from .chart import draw_loss_chart
 from .evaluation import LOSS_SPACE, PROTOCOL_VERSION
 from .selection import CONFIDENCE, TIE_SHARE, EvaluationRecord, Selection, build_curve, quarters
@@ -154,15 +154,6 @@ def write_report(run_folder: Path, report: dict, rows: Sequence[dict], selection
     picture = BytesIO()
     draw_loss_chart(rows, selection).save(picture, format="PNG")
     report_path, chart_path = run_folder / "report.json", run_folder / "loss.png"
-    _write_atomic(report_path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
-    _write_atomic(chart_path, picture.getvalue())
+    atomic_write_bytes(report_path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    atomic_write_bytes(chart_path, picture.getvalue())
     return report_path, chart_path
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
