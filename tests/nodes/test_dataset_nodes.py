@@ -1,0 +1,295 @@
+"""Dataset and caption nodes run by ComfyUI's own executor: results, caching, and errors as the canvas gets them."""
+
+import asyncio
+import os
+import shutil
+import uuid
+
+import pytest
+import torch
+
+from support import pictures
+
+
+@pytest.fixture(scope="module")
+def executor(host):
+    """`execute(prompt)` -> the executor after it: `success`, `status_messages`, `history_result`. One cache for the module."""
+    import execution
+    import nodes as host_nodes
+    import server
+    from comfy_extras.nodes_preview_any import NODE_CLASS_MAPPINGS as PREVIEW_ANY
+    from pistachio.nodes import NODES
+
+    host_nodes.NODE_CLASS_MAPPINGS.update(PREVIEW_ANY | {node.GET_SCHEMA().node_id: node for node in NODES})
+    server.PromptServer.instance.client_id = None
+    server.PromptServer.instance.last_prompt_id = None
+    run = execution.PromptExecutor(server.PromptServer.instance, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0})
+
+    def execute(prompt: dict):
+        prompt = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()}
+        prompt_id = str(uuid.uuid4())
+        valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(prompt_id, prompt, None))
+        assert valid, node_errors
+        run.execute(prompt, prompt_id, {}, outputs)
+        return run
+
+    return execute
+
+
+def messages(executor, kind: str) -> list[dict]:
+    return [data for name, data in executor.status_messages if name == kind]
+
+
+def cached(executor) -> set[str]:
+    return set(messages(executor, "execution_cached")[0]["nodes"])
+
+
+def error_of(executor) -> str:
+    assert not executor.success
+    return messages(executor, "execution_error")[0]["exception_message"]
+
+
+def shown_text(executor, node_id: str) -> str:
+    return "\n".join(executor.history_result["outputs"][node_id]["text"])
+
+
+def refusal(prompt: dict) -> str:
+    import execution
+
+    valid, _, _, node_errors = asyncio.run(execution.validate_prompt("test", prompt, None))
+    assert not valid
+    return " ".join(error["details"] for node in node_errors.values() for error in node["errors"])
+
+
+def load(folder: str, **inputs) -> dict:
+    return {"1": {"class_type": "PistachioLoadImageFolder", "inputs": {"folder": folder, **inputs}}}
+
+
+@pytest.fixture
+def folder(host):
+    path = pictures.write_folder(host.input / f"set-{uuid.uuid4().hex[:8]}", 8, size=(96, 64))
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_folder_shows_thumbnails_and_is_read_again_only_when_it_changed(executor, folder):
+    prompt = load(folder.name)
+    first = executor(prompt)
+    assert first.success, first.status_messages
+    (image,) = first.history_result["outputs"]["1"]["images"]
+    assert image["type"] == "temp"
+    assert "8 pictures, 8 with a caption." in shown_text(first, "1")
+
+    assert cached(executor(prompt)) == {"1"}
+    (folder / "picture-01.txt").write_text("another caption", encoding="utf-8")
+    assert cached(executor(prompt)) == set()
+    assert cached(executor(prompt)) == {"1"}
+    (folder / "picture-02.png").unlink()
+    (folder / "picture-02.txt").unlink()
+    changed = executor(prompt)
+    assert cached(changed) == set() and "7 pictures" in shown_text(changed, "1")
+
+
+@pytest.mark.parametrize("name, words", [
+    ("", "No folder is given"),
+    ("   ", "No folder is given"),
+    ("../..", "outside the folders"),
+    ("/", "outside the folders"),
+    ("output/../../x", "outside the folders"),
+    ("no such folder", "does not exist"),
+    ("a\0b", "not a usable path"),
+])
+def test_a_bad_folder_is_refused_before_running(executor, name, words):
+    assert words in refusal(load(name))
+
+
+def test_a_link_out_of_the_roots_is_refused(executor, host, tmp_path):
+    outside = pictures.write_folder(tmp_path / "private", 5)
+    link = host.input / "innocent"
+    link.symlink_to(outside, target_is_directory=True)
+    try:
+        assert "outside the folders" in refusal(load("innocent"))
+    finally:
+        link.unlink()
+
+
+def test_a_folder_of_extra_model_paths_is_allowed(executor, host, tmp_path):
+    import folder_paths
+
+    outside = pictures.write_folder(tmp_path / "characters" / "anna", 5)
+    assert "outside the folders" in refusal(load(str(outside)))
+    folder_paths.add_model_folder_path("pistachio", str(tmp_path / "characters"))
+    try:
+        for name in (str(outside), "anna"):
+            assert executor(load(name)).success
+    finally:
+        del folder_paths.folder_names_and_paths["pistachio"]
+
+
+def test_an_empty_folder_is_an_error_of_the_node(executor, host):
+    empty = host.input / "empty"
+    empty.mkdir()
+    try:
+        assert "has no pictures" in error_of(executor(load("empty")))
+    finally:
+        empty.rmdir()
+
+
+def test_captioned_pictures_are_kept_and_the_captioner_is_not_loaded(executor, folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    prompt = load(folder.name) | {
+        "2": {"class_type": "PistachioLoadJoyCaption", "inputs": {}},
+        "3": {"class_type": "PistachioCaptionDataset", "inputs": {"dataset": ["1", 0], "captioner": ["2", 0], "trigger_word": "zwx"}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}},
+    }
+    run = executor(prompt)
+    assert run.success, run.status_messages
+    text = shown_text(run, "3")
+    assert "8 pictures already have captions: kept; the captioner was not loaded." in text
+    assert shown_text(run, "4").count("\n") == 7 and "picture-01.png: a drawing of a" in shown_text(run, "4")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_captioner_outside_the_models_folder_is_refused(executor, tmp_path):
+    prompt = {
+        "2": {"class_type": "PistachioLoadJoyCaption", "inputs": {"local_folder": str(tmp_path)}},
+        "4": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+    }
+    assert "outside the captioners' folders" in refusal(prompt)
+
+
+def test_a_split_is_shown_and_written(executor, host, folder):
+    target = host.output / f"split-{folder.name}"
+    prompt = load(folder.name) | {
+        "2": {
+            "class_type": "PistachioSplitDataset",
+            "inputs": {"dataset": ["1", 0], "held_out_pictures": "picture-03, picture-05.png\npicture-01,picture-02", "write_folders": target.name},
+        },
+    }
+    run = executor(prompt)
+    assert run.success, run.status_messages
+    assert "4 pictures to train on, 4 held out." in shown_text(run, "2")
+    held_out = {path.name for path in (target / "eval").glob("*.png")}
+    assert held_out == {"picture-01.png", "picture-02.png", "picture-03.png", "picture-05.png"}
+    assert len(list((target / "train").glob("*.txt"))) == 4
+
+
+def test_a_split_can_not_be_written_outside_output(executor, folder):
+    import execution
+
+    prompt = load(folder.name) | {"2": {"class_type": "PistachioSplitDataset", "inputs": {"dataset": ["1", 0], "write_folders": "../../x"}}}
+    _, _, _, node_errors = asyncio.run(execution.validate_prompt("test", prompt, None))
+    assert "not a folder below ComfyUI's output folder" in node_errors["2"]["errors"][0]["details"]
+
+
+# ---- encoding ----------------------------------------------------------------
+
+
+def encode(tiny, dataset, **inputs):
+    """Encode Dataset as the host calls it, with objects on its sockets."""
+    from comfy_api.latest import io
+    from pistachio.nodes import EncodeDataset
+
+    clone = type("EncodeDatasetClone", (EncodeDataset,), {})
+    clone.hidden = io.HiddenHolder.from_dict({"UNIQUE_ID": "9"})
+    with torch.inference_mode():
+        return clone.execute(dataset, tiny.vae, tiny.clip, **inputs)
+
+
+@pytest.fixture
+def dataset(folder):
+    from pistachio.dataset.folder import load_folder
+
+    return load_folder(folder)
+
+
+@pytest.mark.parametrize("family", ["sd15", "wan21"])
+def test_latents_and_conditions_are_those_of_the_stock_nodes(tiny, dataset, family):
+    import nodes as host_nodes
+    from pistachio.dataset.buckets import fit
+    from pistachio.dataset.cache import load_condition, load_latent
+    from pistachio.dataset.images import read_rgb
+
+    loaded = tiny(family)
+    encoded = encode(loaded, dataset, trigger_word="zwx", resolution=96).args[0]
+    assert len(encoded.items) == 8 and len(encoded.held_out) == 4 and encoded.trigger_word == "zwx"
+    item = encoded.items[0]
+    assert item.width % 16 == 0 and item.height % 16 == 0 and item.width > item.height
+    with torch.inference_mode():
+        pixels = fit(read_rgb(dataset.folder / item.relative_path), item.width, item.height)
+        latent = host_nodes.VAEEncode().encode(loaded.vae, pixels)[0]["samples"]
+        condition = host_nodes.CLIPTextEncode().encode(loaded.clip, item.caption)[0]
+    assert item.caption.startswith("zwx, ")
+    assert torch.equal(load_latent(item.latent_path), latent.float().cpu())
+    assert torch.equal(load_condition(item.caption_path)[0][0], condition[0][0].cpu())
+    prior = load_condition(item.prior_path)[0][0]
+    assert not torch.equal(prior, condition[0][0].cpu())
+
+
+def test_the_same_pictures_are_not_encoded_twice(tiny, dataset):
+    loaded = tiny("sd15")
+    first = encode(loaded, dataset, trigger_word="zwx", resolution=64).args[0]
+    times = {item.latent_path: os.stat(item.latent_path).st_mtime_ns for item in first.items}
+    again = encode(loaded, dataset, trigger_word="zwx", resolution=64).args[0]
+    assert again == first
+    assert {path: os.stat(path).st_mtime_ns for path in times} == times
+
+
+def test_fingerprints_tell_weights_apart_and_survive_an_applied_lora(tiny):
+    import comfy.model_management
+    from pistachio.bridge.encode import clip_fingerprint, vae_fingerprint
+
+    loaded = tiny("sd15")
+    plain = clip_fingerprint(loaded.clip)
+    assert plain == clip_fingerprint(loaded.clip.clone())
+    name = next(n for n, p in loaded.clip.patcher.model.named_parameters() if p.ndim == 2)
+    with torch.inference_mode():
+        marks = []
+        for strength in (0.5, 1.0):
+            patched = loaded.clip.clone()
+            patched.add_patches({name: ("diff", (torch.ones_like(dict(patched.patcher.model.named_parameters())[name]),))}, strength)
+            marks.append(clip_fingerprint(patched))
+        comfy.model_management.load_models_gpu([patched.patcher])
+        assert clip_fingerprint(loaded.clip) == plain, "weights patched in place are not the file's"
+        assert clip_fingerprint(patched) == marks[1]
+        comfy.model_management.load_models_gpu([loaded.clip.patcher])
+    assert len({plain, *marks}) == 3
+    skipped = loaded.clip.clone()
+    skipped.clip_layer(-2)
+    assert clip_fingerprint(skipped) != plain
+    assert vae_fingerprint(loaded.vae) != vae_fingerprint(tiny("wan21").vae)
+
+
+def test_what_can_not_encode_is_refused(tiny, dataset):
+    from pistachio.training.errors import PistachioError
+
+    class Sockets:
+        vae, clip = tiny("sd15").vae, None
+
+    with pytest.raises(PistachioError, match="CLIP is empty"):
+        encode(Sockets, dataset)
+    Sockets.vae = None
+    with pytest.raises(PistachioError, match="VAE is empty"):
+        encode(Sockets, dataset)
+
+
+def test_a_cancel_is_seen_between_pictures(tiny, dataset):
+    import comfy.model_management
+
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        encode(tiny("sd15"), dataset, trigger_word="other", resolution=80)
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_missing_captions_are_named_before_anything_is_encoded(tiny, folder):
+    from pistachio.dataset.folder import load_folder
+    from pistachio.training.errors import PistachioError
+
+    (folder / "picture-04.txt").unlink()
+    dataset = load_folder(folder)
+    with pytest.raises(PistachioError, match="picture-04.png"):
+        encode(tiny("sd15"), dataset, trigger_word="zwx", resolution=64)
+    encoded = encode(tiny("sd15"), dataset, trigger_word="zwx", resolution=64, allow_missing_captions=True).args[0]
+    (item,) = [item for item in encoded.items if item.relative_path == "picture-04.png"]
+    assert item.caption == "zwx"
