@@ -115,7 +115,7 @@ class CaptionDataset(io.ComfyNode):
                 io.Int.Input("max_new_tokens", default=300, optional=True, min=16, max=2048, tooltip="Longest caption in tokens, about 1.3 a word. A caption that is cut off is not saved.", **ADVANCED),
                 io.Float.Input("temperature", default=0.6, optional=True, min=0.0, max=2.0, step=0.05, tooltip="0 always gives the likeliest words; 0.6 is usual.", **ADVANCED),
                 io.Float.Input("top_p", default=0.9, optional=True, min=0.05, max=1.0, step=0.05, tooltip="Only the likeliest words that together have this probability are drawn from.", **ADVANCED),
-                io.Int.Input("seed", default=0, optional=True, min=0, max=2**53 - 1, tooltip="Another seed gives other captions.", **ADVANCED),
+                io.Int.Input("seed", default=0, optional=True, min=0, max=2**53 - 1, control_after_generate=False, tooltip="Another seed gives other captions.", **ADVANCED),
                 io.Boolean.Input("overwrite", default=False, optional=True, tooltip="On: caption every picture anew and replace its caption file. Off: captions that are there are kept."),
             ],
             outputs=[

@@ -45,7 +45,7 @@ class TrainLora(io.ComfyNode):
                 ),
                 io.Int.Input("batch_size", default=default(TrainConfig, "batch_size"), optional=True, min=1, max=64, tooltip="Pictures in one forward pass. More is faster for each picture and needs more memory."),
                 io.Int.Input("accumulation", default=default(TrainConfig, "accumulation"), optional=True, min=1, max=256, tooltip="Batches in one optimiser step: the effect of a larger batch without its memory.", **ADVANCED),
-                io.Int.Input("seed", default=default(TrainConfig, "seed"), optional=True, min=0, max=2**53 - 1, tooltip="Fixes every random choice: the same graph gives the same LoRA."),
+                io.Int.Input("seed", default=default(TrainConfig, "seed"), optional=True, min=0, max=2**53 - 1, control_after_generate=False, tooltip="Fixes every random choice: the same graph gives the same LoRA."),
                 io.Float.Input(
                     "prior_preservation", default=default(ObjectiveConfig, "prior_fraction"), optional=True, min=0.0, max=0.9, step=0.05,
                     tooltip="Share of the samples that teach the LoRA to leave captions without the trigger word as the base has them. 0: the character may appear without its trigger. Needs no extra pictures.",
