@@ -15,7 +15,7 @@ from .captions import TARGET, target_caption
 from .portraits import BACKGROUNDS, EXPRESSIONS, FRAMINGS, SHIRTS, Scene, draw_portrait
 
 FOLDER = Path(__file__).parent / "character"
-COUNT, SEED = 20, 11
+COUNT, SEED = 20, 12
 
 
 def character_scenes(count: int = COUNT, seed: int = SEED) -> list[Scene]:

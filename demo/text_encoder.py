@@ -98,10 +98,10 @@ def _tensors() -> dict[str, tuple[tuple[int, ...], np.ndarray | None]]:
     return out
 
 
-def write_clip_l(path: Path) -> None:
+def write_clip_l(path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes the encoder as a safetensors file that takes about 80 MB on a disk with sparse files."""
     tensors = _tensors()
-    header: dict[str, dict] = {}
+    header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for key, (shape, _) in tensors.items():
         size_bytes = 2 * int(np.prod(shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 
-def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor, steps: int = 3) -> torch.Tensor:
     """Newton-Schulz iteration of a stack of matrices towards the nearest (semi-)orthogonal ones."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)

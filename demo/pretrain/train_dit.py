@@ -1,6 +1,6 @@
 """Trains the demo's diffusion model on latents of the drawn portraits.
 
-    python -m demo.pretrain.train_dit --data FOLDER --vae vae.pt --tokenizer FOLDER --out dit.pt --minutes 70
+    python -m demo.pretrain.train_dit --data FOLDER --latents FOLDER --tokenizer FOLDER --out dit.pt --minutes 70
 
 Flow matching with captions that describe people wholly, in part or not at all, and captions that
 name the named people. The learning rate follows the clock; a killed run goes on where it stopped.
@@ -19,9 +19,9 @@ import torch
 from ..captions import CLASS_WORD, NAMES, attribute_phrases, scene_phrases
 from ..portraits import ATTRIBUTES, SCENE_VALUES, Identity, Scene
 from .dit import TinyMMDiT
+from .encode_latents import load_chunks
 from .optim import MuonAdam
 from .text import TextEncoder, Tokens
-from .vae import build_encoder
 
 
 def people_and_scenes(labels: np.ndarray) -> list[tuple[Identity, Scene, str | None]]:
@@ -50,22 +50,6 @@ def training_caption(identity: Identity, scene: Scene, name: str | None, rng: ra
     return ", ".join((subject, *described, *said))
 
 
-@torch.no_grad()
-def encode_latents(data: Path, name: str, vae: Path, cache: Path) -> torch.Tensor:
-    if cache.exists():
-        return torch.load(cache, weights_only=True)
-    encoder = build_encoder().to(memory_format=torch.channels_last)
-    encoder.load_state_dict(torch.load(vae, weights_only=True)["encoder"])
-    pictures = np.load(data / f"{name}.npy", mmap_mode="r")
-    parts = []
-    for start in range(0, len(pictures), 64):
-        images = torch.from_numpy(np.array(pictures[start : start + 64])).permute(0, 3, 1, 2).float() / 255
-        parts.append(encoder(images.contiguous(memory_format=torch.channels_last)).half().contiguous())
-    latents = torch.cat(parts)
-    torch.save(latents, cache)
-    return latents
-
-
 def draw_sigmas(count: int, generator: torch.Generator) -> torch.Tensor:
     """Spread evenly, then shifted a little towards noise, where a small picture is decided."""
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -75,7 +59,7 @@ def draw_sigmas(count: int, generator: torch.Generator) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=70)
@@ -83,18 +67,17 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=0.015)
     parser.add_argument("--adam-lr", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--optimiser", choices=("muon", "adam"), default="muon")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    latents = encode_latents(args.data, "train", args.vae, args.out.with_name("latents.pt"))
+    latents = load_chunks(args.latents, "train")
     labels = people_and_scenes(np.load(args.data / "train_labels.npy"))
-    held_latents = encode_latents(args.data, "held_out", args.vae, args.out.with_name("held_latents.pt"))[:256].float()
-    held_labels = people_and_scenes(np.load(args.data / "held_out_labels.npy"))[:256]
+    held_latents = load_chunks(args.latents, "held_out").float()
+    held_labels = people_and_scenes(np.load(args.data / "held_out_labels.npy"))[: len(held_latents)]
     tokens, text = Tokens(args.tokenizer), TextEncoder()
     model = TinyMMDiT()
     named = list(model.named_parameters())
-    hidden = [p for n, p in named if args.optimiser == "muon" and p.ndim == 2 and "joint_blocks" in n]
+    hidden = [p for n, p in named if p.ndim == 2 and "joint_blocks" in n and "adaLN" not in n]
     chosen = {id(p) for p in hidden}
     other = [p for _, p in named if id(p) not in chosen]
     optimiser = MuonAdam(hidden, other, muon_lr=args.muon_lr, adam_lr=args.adam_lr, weight_decay=0.02)
@@ -141,7 +124,7 @@ def main() -> None:
         progress = now / budget
         optimiser.set_factor(min(1.0, (step + 1) / 100) * (1.0 if progress < 0.4 else max(0.02, (1 - progress) / 0.6)))
         if len(order) < args.batch:
-            order = rng.sample(range(len(labels)), len(labels))
+            order = rng.sample(range(len(latents)), len(latents))
         rows, order = order[: args.batch], order[args.batch :]
         loss = loss_of(latents[rows].float(), [training_caption(*labels[row], rng) for row in rows], generator)
         optimiser.zero_grad(set_to_none=True)
@@ -156,6 +139,7 @@ def main() -> None:
         if time.time() - last_save > 180:
             save()
             last_save = time.time()
+            latents = load_chunks(args.latents, "train")
     save()
 
 
