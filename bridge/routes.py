@@ -12,6 +12,7 @@ from io import BytesIO
 
 from aiohttp import web
 from PIL import ImageOps
+from server import PromptServer
 
 from ..dataset.images import read_rgb
 from ..training.errors import PistachioError
@@ -22,7 +23,9 @@ from .folders import allowed_file, find_run, runs_folder
 MAX_THUMBNAIL_PX = 1024
 
 
-def add_routes(routes: web.RouteTableDef) -> None:
+def add_routes() -> None:
+    """Once, before the host builds its application."""
+    routes = PromptServer.instance.routes
     routes.get("/pistachio/runs")(get_runs)
     routes.get("/pistachio/runs/{name}")(get_run)
     routes.get("/pistachio/thumbnail")(get_thumbnail)

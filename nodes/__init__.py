@@ -1,7 +1,6 @@
 """What stands on the canvas: every node in the order in which a character is trained."""
 
 from comfy_api.latest import ComfyExtension, io
-from server import PromptServer
 
 from ..bridge.routes import add_routes
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
@@ -31,5 +30,5 @@ NODES: list[type[io.ComfyNode]] = [
 class PistachioExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # Here, because on_load is not called by every ComfyUI that the pack supports.
-        add_routes(PromptServer.instance.routes)
+        add_routes()
         return NODES
