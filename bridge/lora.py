@@ -7,6 +7,7 @@ from pathlib import Path
 
 import comfy.sd
 import folder_paths
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -45,7 +46,8 @@ def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
             "pistachio.tied_range": json.dumps(report["tied_range"]),
         }
     target = _free_target(loras_folder(), check_run_name(name or run.name).removesuffix(".safetensors"), metadata[RUN_ID])
-    atomic_write_bytes(target, save(tensors, metadata=metadata))
+    if not _holds(target, tensors, metadata):  # else the host would take it for a new file, and generate everything again
+        atomic_write_bytes(target, save(tensors, metadata=metadata))
     folder_paths.filename_list_cache.pop("loras", None)
     return target.name
 
@@ -60,6 +62,13 @@ def apply_lora(patcher, file: Path, strength: float = 1.0):
 def read_safetensors(file: Path) -> tuple[dict, dict[str, str]]:
     with safe_open(str(file), framework="pt") as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}, dict(opened.metadata() or {})
+
+
+def _holds(file: Path, tensors: dict, metadata: dict[str, str]) -> bool:
+    if not file.exists():
+        return False
+    there, there_metadata = read_safetensors(file)
+    return there_metadata == metadata and there.keys() == tensors.keys() and all(torch.equal(there[key], tensors[key]) for key in tensors)
 
 
 def _free_target(folder: Path, stem: str, run_id: str) -> Path:
