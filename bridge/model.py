@@ -22,8 +22,9 @@ from .families import UNTRAINABLE_TYPES, blocks_of
 
 log = logging.getLogger("pistachio")
 
-# Larger than any real weight; raw 8-bit codes whose scale was not applied reach 127 or 448.
-MISREAD_MAGNITUDE = 64.0
+# Real weights are near 0.02; raw 8-bit codes whose scale was not applied are near 20 (int8) or 70 (fp8).
+MISREAD_MEAN = 2.0
+MISREAD_SAMPLE = 4096  # values of each matrix that are looked at
 
 
 class HostModel:
@@ -150,13 +151,14 @@ def refuse_untrainable(base_model) -> None:
         )
     for path, module in base_model.diffusion_model.named_modules():
         weight = getattr(module, "weight", None)
-        if type(weight) is torch.nn.Parameter and weight.element_size() == 1 and not hasattr(module, "scale_weight"):
-            largest = weight.float().abs().max().item()
-            if largest > MISREAD_MAGNITUDE:
-                raise PistachioError(
-                    f"This quantised file is misread by this version of ComfyUI: '{path}' holds raw 8-bit codes up to {largest:.0f} "
-                    "without their scale, so it also generates noise. Update ComfyUI, or load the bf16 or fp16 file."
-                )
+        if type(weight) is not torch.nn.Parameter or weight.ndim != 2 or weight.is_meta or hasattr(module, "scale_weight"):
+            continue
+        size = weight.flatten()[:MISREAD_SAMPLE].float().abs().mean().item()
+        if size > MISREAD_MEAN:
+            raise PistachioError(
+                f"This quantised file is misread by this version of ComfyUI: '{path}' holds raw 8-bit codes (mean size {size:.0f}) "
+                "without their scale, so it also generates noise. Update ComfyUI, or load the bf16 or fp16 file."
+            )
 
 
 @contextmanager
