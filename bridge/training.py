@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -60,7 +61,6 @@ def train_lora(
         if not _open_run(folder, config, encoded, model_hash, extend=continue_run is not None):
             log.info("Run '%s' is finished already: returning it.", name)
             return run
-        # A place for the optimiser's state and the activations; the host unloads other models for it.
         model = HostModel(patcher, precision=config.precision)
         with torch.inference_mode(False):
             items = [_load(item, model) for item in encoded.items]
@@ -85,7 +85,7 @@ def train_lora(
                         resolution=(encoded.items[0].width, encoded.items[0].height),
                         versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__},
                     ),
-                    checkpointing=checkpointing, log_row=log_everywhere, check_interrupted=check_interrupted,
+                    continued_from=folder.config()["continued_from"], checkpointing=checkpointing, log_row=log_everywhere, check_interrupted=check_interrupted,
                 )
             report = folder.report()
         finally:
@@ -99,20 +99,17 @@ def train_lora(
 
 def _open_run(folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, model_hash: str, *, extend: bool) -> bool:
     """True when there is something to train. The same settings, pictures and model resume; others are a conflict."""
-    settings = to_dict(config)
-    identity = {"settings": settings, "pictures": _pictures_hash(encoded), "base_model": model_hash}
+    identity = {"settings": to_dict(config), "pictures": _pictures_hash(encoded), "base_model": model_hash}
     existing = folder.config()
-    if existing is None:
-        folder.check_space(_checkpoint_bytes_guess(config))
+    if existing is None or folder.load_state() is None:  # new, or refused before its first number: nothing to lose
         folder.write_json("dataset.json", _describe(encoded))
-        folder.write_json("config.json", {"id": secrets.token_hex(8), **identity})
+        folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, **identity})
         return True
     changed = _differences(existing, identity)
     if extend and changed == ["num_steps"]:
-        report = folder.report()
-        if report is not None:
-            folder.write_json("report.json", report | {"finished": False})
-        folder.write_json("config.json", {"id": existing["id"], **identity})
+        report = folder.report() or {}
+        folder.write_json("report.json", report | {"finished": False})
+        folder.write_json("config.json", {"id": existing["id"], "continued_from": report.get("last_step", 0), **identity})
         return True
     if changed:
         raise RunConflictError(
@@ -124,14 +121,18 @@ def _open_run(folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, m
 
 
 def _differences(existing: dict, identity: dict) -> list[str]:
-    before, now = existing.get("settings", {}), identity["settings"]
-    names = [
-        name if not isinstance(now[name], dict) else f"{name}.{inner}"
-        for name in now
-        for inner in (now[name] if isinstance(now[name], dict) else [name])
-        if (before.get(name) != now[name] if not isinstance(now[name], dict) else before.get(name, {}).get(inner) != now[name][inner])
-    ]
-    return names + [label for label, key in (("the pictures or captions", "pictures"), ("the base model", "base_model")) if existing.get(key) != identity[key]]
+    """Names of what changed, as the canvas calls it."""
+    before, now = _flat(existing["settings"]), _flat(identity["settings"])
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    labels = {"pictures": "the pictures or captions", "base_model": "the base model"}
+    return changed + [label for key, label in labels.items() if existing[key] != identity[key]]
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _extended(config: TrainConfig, folder: RunFolder) -> TrainConfig:
@@ -147,7 +148,7 @@ def _extended(config: TrainConfig, folder: RunFolder) -> TrainConfig:
         asked = config.num_steps or before + (before + 1) // 2
     if asked < before:
         raise PistachioError(f"Run '{folder.name}' already has {before} steps. Set the number of steps above that on Train LoRA, or 0 for half as much again.")
-    return TrainConfig(**{**{name: getattr(config, name) for name in config.__dataclass_fields__}, "num_steps": asked})
+    return replace(config, num_steps=asked)
 
 
 def _pictures_hash(encoded: EncodedDataset) -> str:
@@ -166,11 +167,6 @@ def _describe(encoded: EncodedDataset) -> dict:
             for i in encoded.items
         ],
     }
-
-
-def _checkpoint_bytes_guess(config: TrainConfig) -> int:
-    """Enough to refuse a disk that is plainly full; the exact need depends on the model's layers."""
-    return config.adapter.rank * 1_000_000 * (config.evaluation.num_evaluations + 4) // 4
 
 
 # ---- items ---------------------------------------------------------------

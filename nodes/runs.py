@@ -26,7 +26,7 @@ class SelectCheckpoint(io.ComfyNode):
             inputs=[
                 RunHandle.Input("run", tooltip="From Train LoRA or Load Run. A run that was cancelled will do if it has a checkpoint."),
                 io.Int.Input("step", default=-1, optional=True, min=-1, max=10_000_000, tooltip="-1: the chosen checkpoint. Else the step of a checkpoint; an error lists those there are."),
-                io.String.Input("lora_name", default="", optional=True, placeholder="empty: the run's name", tooltip="Name of the file in models/loras. A file of another run is never overwritten: the name gets a number then."),
+                io.String.Input("lora_name", default="", optional=True, placeholder="empty: the run's name", tooltip="Name of the file in models/loras. Empty: the run's name, and its step when it is not the chosen one. A file of another run is never overwritten: the name gets a number then."),
             ],
             outputs=[
                 LoraName.Output("lora_file", display_name="lora_name", tooltip="The file in models/loras: connect it to lora_name of a stock LoRA loader."),
@@ -43,7 +43,9 @@ class SelectCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, run, step=-1, lora_name="") -> io.NodeOutput:
         chosen = chosen_step(run) if step < 0 else step
-        file = install_checkpoint(run, chosen, lora_name.strip())
+        # Train LoRA has installed the chosen step under the run's name: another step gets a name of its own beside it.
+        name = lora_name.strip() or (run.name if chosen == chosen_step(run) else f"{run.name}-step{chosen}")
+        file = install_checkpoint(run, chosen, name)
         sentences = (f"Step {chosen} is in models/loras as {file}.", *run_sentences(run))
         return io.NodeOutput(file, chosen, "\n".join(sentences), ui=shown(sentences=sentences))
 

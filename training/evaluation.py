@@ -68,17 +68,19 @@ def allowed_timesteps(num_timesteps: int, num_images: int) -> int:
     return max(num_timesteps, floor)
 
 
-def plan_draws(items: Sequence[EvalItem], *, num_timesteps: int, distribution: str) -> tuple[Draw, ...]:
+def plan_draws(
+    items: Sequence[EvalItem], *, num_timesteps: int, distribution: str, for_choice: bool = True
+) -> tuple[Draw, ...]:
     """Stratified timesteps t_j = F^-1((j + 0.5) / T), each with its own noise seed, sorted by picture and t.
 
     Depends on the set of pictures alone, never on their order. The model's shift is applied later,
-    by `sigma_at`, as it is in training.
+    by `sigma_at`, as it is in training. `for_choice`: the draws decide on a checkpoint, so their least number holds.
     """
     hashes = sorted(item.content_hash for item in items)
     if len(set(hashes)) != len(hashes):
         raise PistachioError("A picture is held out twice. Remove the duplicate pictures from the folder.")
     by_hash = {item.content_hash: item for item in items}
-    grid_size = allowed_timesteps(num_timesteps, len(hashes))
+    grid_size = allowed_timesteps(num_timesteps, len(hashes)) if for_choice else num_timesteps
     if grid_size != num_timesteps:
         log.warning(
             "%d timesteps a picture are too few for %d held-out pictures: using %d.", num_timesteps, len(hashes), grid_size

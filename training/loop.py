@@ -152,25 +152,28 @@ def train(
     run: RunFolder,
     info: RunInfo,
     *,
+    continued_from: int = 0,
     checkpointing: bool = False,
     log_row: Callable[[dict], None] = lambda row: None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Selection:
     """Train to the end, or to an early stop, from wherever the run folder stands. Call inside `model.training()`.
 
+    `continued_from`: the step where a finished run was extended; its patience begins anew there.
+
     Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step.
     """
     trainer = Trainer(model, train_items, config, checkpointing=checkpointing)
     with trainer.network:
-        return _Session(trainer, train_items, eval_items, run, info, log_row, check_interrupted).run()
+        return _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted).run()
 
 
 class _Session:
     """One sitting of a run."""
 
-    def __init__(self, trainer, train_items, eval_items, run, info, log_row, check_interrupted):
+    def __init__(self, trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted):
         self.trainer, self.model, self.config = trainer, trainer.model, trainer.config
-        self.run_folder, self.info = run, info
+        self.run_folder, self.info, self.continued_from = run, info, continued_from
         self.log_row, self.check_interrupted = log_row, check_interrupted
         self.eval_items = list(eval_items)
         self.num_train = len(train_items)
@@ -192,7 +195,9 @@ class _Session:
         self.probe_items = [
             EvalItem(content_hash=i.content_hash, latents=i.latents, condition=i.condition, group=i.group) for i in probe_items
         ] if self.schedule.num_probes else []
-        self.probe_draws = plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution) if self.probe_items else ()
+        self.probe_draws = (
+            plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution, for_choice=False) if self.probe_items else ()
+        )
         self.probe_steps = {0, *self.schedule.steps[2::2][: self.schedule.num_probes]} if self.probe_items else set()
         self.rows: list[dict] = []
         self.stop_reason: str | None = None
@@ -220,6 +225,9 @@ class _Session:
         return self._finish()
 
     def _begin(self) -> None:
+        weights = self.trainer.network.parameters
+        # Every checkpoint, and twice (the new beside the old) a state of weights, average and two moments.
+        self.run_folder.check_space(weights.numel() * weights.element_size() * (len(self.schedule.steps) + 8))
         state = self.run_folder.load_state()
         if state is None:
             self.rows = self.run_folder.rewind_metrics(-1)
@@ -303,8 +311,11 @@ class _Session:
         self.stop_reason = self._reason_to_stop()
 
     def _reason_to_stop(self) -> str | None:
-        records = self.records
-        return should_stop(records, self.config.evaluation) if self.eval_items and len(records) > 1 else None
+        records, settings = self.records, self.config.evaluation
+        since = sum(record.step > self.continued_from for record in records)
+        if not self.eval_items or len(records) < 2 or (self.continued_from and since < settings.patience):
+            return None
+        return should_stop(records, settings)
 
     def _compare_after_resume(self) -> None:
         steps = [record.step for record in self.records if record.step in self.run_folder.checkpoint_steps()]

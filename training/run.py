@@ -203,7 +203,7 @@ class RunFolder:
         return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
     def check_space(self, needed_bytes: int) -> None:
-        self._make(self.path)
+        """PistachioError when the disk can't hold the run's files."""
         if free_bytes(self.path) < needed_bytes:
             raise PistachioError(
                 f"The run needs {needed_bytes / 1e9:.1f} GB for its checkpoints, and the disk of '{self.path}' has {free_words(self.path)}. "

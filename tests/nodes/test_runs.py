@@ -201,3 +201,65 @@ def test_an_image_to_image_model_is_refused(wan, encoded, tmp_path, monkeypatch)
     monkeypatch.setattr(wan.model.model, "model_type", comfy.model_base.ModelType.IMG_TO_IMG)
     with pytest.raises(PistachioError, match="text-to-image"):
         start(wan, encoded, tmp_path / "runs", config())
+
+
+def test_a_refused_start_leaves_its_name_free(wan, tiny, encoded, tmp_path):
+    """A wrong CLIP is an everyday slip: the right one must not then be called other settings."""
+    from pistachio.dataset.cache import load_condition, save_condition
+    from pistachio.training.errors import PistachioError
+
+    right = load_condition(encoded.items[0].caption_path)
+    save_condition(encoded.items[0].caption_path, tiny("sd15").condition("a woman"))
+    with pytest.raises(PistachioError):
+        start(wan, replace(encoded, clip_fingerprint="other"), tmp_path / "runs", config())
+    save_condition(encoded.items[0].caption_path, right)
+    assert (start(wan, encoded, tmp_path / "runs", config()).folder / "report.json").is_file()
+
+
+def test_a_run_that_stopped_early_goes_on_when_continued(wan, encoded, tmp_path):
+    from pistachio.training.config import EvaluationConfig
+    from pistachio.training.run import RunFolder
+
+    from pistachio.training.config import OptimizerConfig
+
+    hasty = EvaluationConfig(num_evaluations=8, timesteps_per_image=4, min_evaluations=1, patience=1)
+    bad = config(num_steps=16, evaluation=hasty, optimizer=OptimizerConfig(learning_rate=0.3, warmup_steps=0))
+    run = start(wan, encoded, tmp_path, bad)
+    stopped = RunFolder(run.folder).report()["last_step"]
+    assert stopped < 16
+    start(wan, encoded, tmp_path, replace(bad, num_steps=0), continue_run=run)
+    assert RunFolder(run.folder).report()["last_step"] > stopped
+
+
+def test_a_full_disk_is_said_before_training(wan, encoded, tmp_path, monkeypatch):
+    from pistachio.training import run as run_module
+    from pistachio.training.errors import PistachioError
+
+    monkeypatch.setattr(run_module, "free_bytes", lambda folder: 1000)
+    with pytest.raises(PistachioError, match="disk"):
+        start(wan, encoded, tmp_path / "runs", config())
+
+
+def test_a_disk_that_fills_up_keeps_what_was_saved(wan, encoded, tmp_path, monkeypatch):
+    """The checkpoint can't be written; the state of the step before is still there, and the run goes on when there is room."""
+    import errno
+
+    from pistachio.training import run as run_module
+    from pistachio.training.errors import PistachioError
+
+    whole = start(wan, encoded, tmp_path / "whole", config())
+    save = run_module.save_file
+    calls = [0]
+
+    def full(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "save_file", full)
+    with pytest.raises(PistachioError, match="disk is full"):
+        start(wan, encoded, tmp_path / "cut", config())
+    monkeypatch.setattr(run_module, "save_file", save)
+    resumed = start(wan, encoded, tmp_path / "cut", config())
+    assert numbers(resumed) == numbers(whole) and files(resumed) == files(whole)
