@@ -26,12 +26,12 @@ class AttributeReader(nn.Module):
 
     def __init__(self):
         super().__init__()
-        widths = ((3, 24, 2), (24, 48, 2), (48, 48, 1), (48, 96, 2), (96, 96, 1), (96, 128, 2))
-        layers: list[nn.Module] = []
+        widths = ((3, 24, 1), (24, 48, 2), (48, 64, 2), (64, 128, 2))
+        layers: list[nn.Module] = [nn.AvgPool2d(2)]
         for n_in, n_out, stride in widths:
-            layers += [nn.Conv2d(n_in, n_out, 3, stride, 1), nn.ReLU(inplace=True)]
-        self.body = nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten())
-        self.head = nn.Linear(128 * 9, sum(len(v) for v in HEADS.values()))
+            layers += [nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(128 * 36, sum(len(v) for v in HEADS.values()))
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = self.head(self.body(pictures - 0.5)).split([len(v) for v in HEADS.values()], dim=1)
@@ -43,7 +43,7 @@ def _reader() -> AttributeReader:
     from safetensors.torch import load_file
 
     reader = AttributeReader().eval()
-    reader.load_state_dict({key: value.float() for key, value in load_file(WEIGHTS).items()})
+    reader.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(WEIGHTS).items()})
     return reader
 
 

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--pool", type=int, default=1536, help="reconstructions to mix in")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -66,7 +67,7 @@ def main() -> None:
         module.to(memory_format=torch.channels_last)
     labels = torch.from_numpy(np.load(args.data / "train_labels.npy")).long()
     # a pool of reconstructions, made once: decoding costs more than a training step
-    pool_rows = torch.arange(0, min(len(labels), 1536))
+    pool_rows = torch.arange(0, min(len(labels), args.pool))
     pool = torch.cat([reconstruct(vae, load_pictures(args.data, "train", rows.numpy()), noise)
                       for rows, noise in zip(pool_rows.split(64), [0.0, 0.15, 0.3, 0.45] * 100)])
     print("pool ready", flush=True)
@@ -96,7 +97,7 @@ def main() -> None:
     for title, pictures in (("drawings", held), ("reconstructions", again)):
         print(title, {key: round(value, 3) for key, value in accuracy(reader, pictures, held_labels).items()})
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half().contiguous() for key, value in reader.state_dict().items()}, args.out)
+    save_file({key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in reader.state_dict().items()}, args.out)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def reconstruction_loss(output, target, weight):
     edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 0, weight.shape[d] - 1)).mean() for d in (2, 3))
     # flat colour is most of a drawing, and edges alone teach it slowly
     flat = sum(F.avg_pool2d(error, size).square().mean() for size in (4, 8))
-    return (weight * (4 * error.square() + 0.5 * error.abs())).mean() + 0.5 * edges + 8 * flat
+    return (weight * (8 * error.square() + 0.3 * error.abs())).mean() + 0.4 * edges + 8 * flat
 
 
 @torch.no_grad()
@@ -114,6 +114,8 @@ def main() -> None:
             p.data.copy_(value)
             e.copy_(average)
         optimiser.load_state_dict(state["optimiser"])
+        for group, base_lr in zip(optimiser.param_groups, (args.muon_lr, args.adam_lr)):
+            group["base_lr"] = base_lr
     data = Crops(args.data, "train", step, args.extra)
     latents = load_chunks(args.latents, "train") if decoder_only else None
     budget = args.minutes * 60
@@ -135,7 +137,7 @@ def main() -> None:
 
     while (now := elapsed()) < budget:
         progress = now / budget
-        optimiser.set_factor(min(1.0, (step + 1) / 50) * (1.0 if progress < 0.3 else max(0.02, (1 - progress) / 0.7)))
+        optimiser.set_factor(min(1.0, (step + 1) / 50) * max(0.02, min(1.0, (1 - progress) / 0.7)))
         if decoder_only:
             rows = data.rng.integers(0, len(latents), args.batch)
             images, weights = data.batch(0, data.pictures.shape[1], rows)
