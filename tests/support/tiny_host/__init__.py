@@ -13,6 +13,8 @@ NODE_CLASS_MAPPINGS = {}  # a custom node folder must have one; there are no nod
 # Key prefixes of the text encoders inside checkpoints, before ComfyUI's conversion.
 CHECKPOINT_CLIP_L = ("cond_stage_model.transformer.text_model.", "conditioner.embedders.0.transformer.text_model.")
 CHECKPOINT_CLIP_G = "conditioner.embedders.1.model."
+# In a single file of SD3.5 the encoders' own files lie side by side.
+SINGLE_FILE = tuple(f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 
 
 def _count(state_dict, pattern: str) -> int:
@@ -48,6 +50,9 @@ def text_encoder_options(state_dicts) -> dict:
     """ComfyUI's `model_options` with the sizes of every CLIP-L, CLIP-G and T5 found in the files."""
     options = {}
     for state_dict in state_dicts:
+        for prefix in SINGLE_FILE:
+            part = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+            options |= text_encoder_options([part]) if part else {}
         layers = "text_model.encoder.layers."
         if f"{layers}0.mlp.fc1.weight" in state_dict:
             name = "clip_g" if f"{layers}30.mlp.fc1.weight" in state_dict else "clip_l"

@@ -1,0 +1,109 @@
+// @ts-check
+/**
+ * Pistachio on the canvas: gives every Train LoRA node its live panel and feeds it.
+ * Messages are not repeated to a page that was reloaded or lost its connection; the history is asked for then.
+ */
+
+import { getJson, inputNode, onMessage, onNode } from "./host.mjs";
+import { addRow, emptyHistory, fromServer } from "./history.mjs";
+import { MIN_HEIGHT_PX, Panel } from "./panel.mjs";
+
+const MESSAGES = {
+  "pistachio.step": "train",
+  "pistachio.evaluation": "eval",
+  "pistachio.note": "note",
+  "pistachio.finished": "finished",
+};
+
+/** @typedef {import("./host.mjs").CanvasNode} CanvasNode */
+
+class TrainView {
+  /** @param {CanvasNode} node */
+  constructor(node) {
+    this.node = node;
+    this.panel = new Panel();
+    /** @type {import("./history.mjs").History | null} */
+    this.history = null;
+    this.asked = 0;
+    const widget = node.addDOMWidget("live", "pistachio_panel", this.panel.root, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => MIN_HEIGHT_PX,
+    });
+    widget.serialize = false;
+  }
+
+  /** The run that the node would train; null where another node says so while it runs. */
+  get runName() {
+    const widget = inputNode(this.node, "continue_run")?.widgets?.find(({ name }) => name === "run")
+      ?? this.node.widgets?.find(({ name }) => name === "run_name");
+    return inputNode(this.node, "run_name") || typeof widget?.value !== "string" ? null : widget.value.trim();
+  }
+
+  /** @param {string} nodeId of a message; in a subgraph it is a path that ends in the node's own */
+  isMeant(nodeId) {
+    return String(nodeId ?? "").split(":").at(-1) === String(this.node.id);
+  }
+
+  /** @param {string | null} run */
+  async load(run) {
+    if (!run) return;
+    const question = ++this.asked;
+    const details = await getJson(`/pistachio/runs/${encodeURIComponent(run)}`);
+    if (question !== this.asked) return; // a later question was asked meanwhile
+    this.history = details ? fromServer(details) : null;
+    this.panel.show(this.history);
+  }
+
+  /** @param {string} kind @param {any} data */
+  receive(kind, data) {
+    if (this.history?.run !== data.run) {
+      this.history = emptyHistory(data.run);
+      this.load(data.run); // what came before this page did
+    } else if (this.history?.status === "finished" && kind !== "finished") {
+      this.history.status = "running"; // it is continued
+      this.history.chosenStep = null;
+    }
+    addRow(this.history ?? emptyHistory(data.run), { ...data, kind });
+    this.panel.show(this.history);
+  }
+}
+
+/** @type {Set<TrainView>} */
+const views = new Set();
+
+onNode("PistachioTrainLora", (node) => {
+  const view = new TrainView(node);
+  views.add(view);
+  // After the workflow has filled the widgets in, where the node comes from one.
+  setTimeout(() => view.load(view.runName));
+  const widget = node.widgets?.find(({ name }) => name === "run_name");
+  const before = widget?.callback;
+  if (widget) {
+    widget.callback = function (...values) {
+      const result = before?.apply(this, values);
+      view.load(view.runName);
+      return result;
+    };
+  }
+  const removed = node.onRemoved;
+  node.onRemoved = function () {
+    views.delete(view);
+    removed?.call(this);
+  };
+});
+
+for (const [message, kind] of Object.entries(MESSAGES)) {
+  onMessage(message, (data) => {
+    for (const view of views) if (view.isMeant(data.node_id)) view.receive(kind, data);
+  });
+}
+
+const reload = () => views.forEach((view) => view.load(view.history?.run ?? view.runName));
+onMessage("reconnected", reload);
+onMessage("execution_interrupted", reload);
+onMessage("execution_error", reload);
+onMessage("executed", (data) => {
+  // A finished run that is queued again sends nothing but this.
+  for (const view of views) if (view.isMeant(data.node)) view.load(view.runName ?? view.history?.run ?? null);
+});

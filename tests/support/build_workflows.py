@@ -1,0 +1,294 @@
+"""Writes workflows/*.json: `python build_workflows.py http://127.0.0.1:8188`, with a ComfyUI that has the pack running there.
+
+Owns what each bundled workflow holds, says and looks like; `graph` owns the format.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import urllib.request
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE_VERSION = "0.3.75"  # the oldest ComfyUI that the workflows open in
+HUB = "https://huggingface.co"
+TRIGGER = "ohwx"
+NEGATIVE = "blurry, lowres, bad anatomy, watermark, text"
+GREEN, BLUE, BROWN, PURPLE = "#3f5a2f", "#2f4a5f", "#6a5130", "#4f3a5f"
+TITLE_PX = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    name: str
+    directory: str
+    url: str  # the folder on the hub
+
+    @property
+    def model(self) -> dict:
+        return {"name": self.name, "url": f"{HUB}/{self.url}/{self.name}", "directory": self.directory}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    key: str
+    title: str
+    resolution: int
+    caption_length: str
+    size: tuple[int, int]  # of the generated picture
+    sampler: dict
+    about: str
+    latent: str = "EmptyLatentImage"
+    checkpoint: File | None = None
+    network: File | None = None
+    text_encoders: tuple[File, ...] = ()
+    clip_type: str = ""
+    vae: File | None = None
+    negative: str = NEGATIVE
+
+
+WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+FLUX_TEXT = "comfyanonymous/flux_text_encoders/resolve/main"
+
+FAMILIES = (
+    Family(
+        key="sd15", title="SD 1.5", resolution=512, caption_length="short", size=(512, 640),
+        sampler={"steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"},
+        checkpoint=File(
+            name="v1-5-pruned-emaonly-fp16.safetensors", directory="checkpoints",
+            url="Comfy-Org/stable-diffusion-v1-5-archive/resolve/main",
+        ),
+        about="Small and quick: trains on 6 GB of GPU memory. A fine-tuned SD 1.5 checkpoint of your own works just as well.",
+    ),
+    Family(
+        key="sdxl", title="SDXL", resolution=1024, caption_length="short", size=(896, 1152),
+        sampler={"steps": 28, "cfg": 6.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"},
+        checkpoint=File(
+            name="sd_xl_base_1.0.safetensors", directory="checkpoints", url="stabilityai/stable-diffusion-xl-base-1.0/resolve/main",
+        ),
+        about="Any SDXL checkpoint will do. Train on the one that you generate with.",
+    ),
+    Family(
+        key="sd35", title="SD 3.5 Medium", resolution=1024, caption_length="medium-length", size=(896, 1152),
+        sampler={"steps": 28, "cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}, latent="EmptySD3LatentImage",
+        checkpoint=File(
+            name="sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors", directory="checkpoints",
+            url="Comfy-Org/stable-diffusion-3.5-fp8/resolve/main",
+        ),
+        about="One file holds the model, its three text encoders and the VAE.",
+    ),
+    Family(
+        key="flux", title="Flux.1 dev", resolution=1024, caption_length="medium-length", size=(896, 1152),
+        sampler={"steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}, latent="EmptySD3LatentImage",
+        network=File(name="flux1-dev.safetensors", directory="diffusion_models", url="Comfy-Org/flux1-dev/resolve/main"),
+        text_encoders=(
+            File(name="clip_l.safetensors", directory="text_encoders", url=FLUX_TEXT),
+            File(name="t5xxl_fp16.safetensors", directory="text_encoders", url=FLUX_TEXT),
+        ),
+        clip_type="flux",
+        vae=File(name="ae.safetensors", directory="vae", url="Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae"),
+        about="24 GB of weights in bf16. On a smaller card choose **fp8_e4m3fn** as weight_dtype and 768 as resolution.", negative="",
+    ),
+    Family(
+        key="wan21", title="Wan 2.1", resolution=512, caption_length="medium-length", size=(480, 832),
+        sampler={"steps": 30, "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"}, latent="EmptyHunyuanLatentVideo",
+        network=File(name="wan2.1_t2v_1.3B_fp16.safetensors", directory="diffusion_models", url=f"{WAN}/diffusion_models"),
+        text_encoders=(File(name="umt5_xxl_fp8_e4m3fn_scaled.safetensors", directory="text_encoders", url=f"{WAN}/text_encoders"),),
+        clip_type="wan",
+        vae=File(name="wan_2.1_vae.safetensors", directory="vae", url=f"{WAN}/vae"),
+        about="The character is learned from still pictures; the model brings the motion. The 14B model trains in the same graph: choose "
+        f"[wan2.1_t2v_14B_fp16]({HUB}/{WAN}/diffusion_models/wan2.1_t2v_14B_fp16.safetensors) in the loader.",
+        negative="blurry, static, watermark, text, worst quality",
+    ),
+)
+
+
+# ---- parts of a workflow, from left to right ----------------------------------------------------------------------
+
+
+def pictures(graph, family: Family, *, note: str, x: int = 0):
+    """Folder, captioner, captions, split; the dataset."""
+    graph.note((x, 0), (340, 330), note, title="Read me")
+    (dataset,) = graph.add("PistachioLoadImageFolder", (x, 380), (340, 400), folder="my_character")
+    (captioner,) = graph.add("PistachioLoadJoyCaption", (x + 390, 0), (360, 130))
+    captioned, _ = graph.add(
+        "PistachioCaptionDataset", (x + 390, 190), (360, 590), dataset=dataset, captioner=captioner, trigger_word=TRIGGER,
+        caption_length=family.caption_length,
+    )
+    (split,) = graph.add("PistachioSplitDataset", (x + 800, 0), (340, 480), dataset=captioned)
+    graph.note((x + 800, 530), (340, 250), SPLIT_NOTE, title="Why some are held out")
+    graph.group("1  Pictures and captions", (x - 30, -110, 1200, 930), GREEN)
+    return split
+
+
+def loaders(graph, family: Family, *, x: int):
+    """MODEL, CLIP and VAE."""
+    if family.checkpoint is not None:
+        file = family.checkpoint
+        return graph.add("CheckpointLoaderSimple", (x, 0), (360, 100), ckpt_name=file.name, models=(file.model,))
+    network, vae_file, encoders = family.network, family.vae, family.text_encoders
+    (model,) = graph.add("UNETLoader", (x, 0), (360, 90), unet_name=network.name, weight_dtype="default", models=(network.model,))
+    names = {f"clip_name{index}": file.name for index, file in enumerate(encoders, 1)} if len(encoders) > 1 else {"clip_name": encoders[0].name}
+    loader = "DualCLIPLoader" if len(encoders) > 1 else "CLIPLoader"
+    (clip,) = graph.add(
+        loader, (x, 150), (360, 140), type=family.clip_type, models=tuple(file.model for file in encoders), **names,
+    )
+    (vae,) = graph.add("VAELoader", (x, 350), (360, 70), vae_name=vae_file.name, models=(vae_file.model,))
+    return model, clip, vae
+
+
+def encoded_set(graph, family: Family, dataset, *, x: int):
+    """The base model's group: loaders and the encoded dataset."""
+    model, clip, vae = loaders(graph, family, x=x)
+    top = 160 if family.checkpoint is not None else 480
+    (encoded,) = graph.add(
+        "PistachioEncodeDataset", (x, top), (360, 230), dataset=dataset, vae=vae, clip=clip, resolution=family.resolution,
+    )
+    graph.note((x, top + 280), (360, 500 - top), f"**{family.title}.** {family.about}\n\n{BASE_NOTE}", title="The base model")
+    graph.group("2  Base model", (x - 30, -110, 420, 930), BLUE)
+    return model, clip, vae, encoded
+
+
+def training(graph, model, encoded, *, x: int, run_name: str, run=None):
+    """Settings and the train node; its lora_name."""
+    (adapter,) = graph.add("PistachioAdapterSettings", (x, 0), (320, 140))
+    (optimizer,) = graph.add("PistachioOptimizerSettings", (x, 200), (320, 280))
+    (evaluation,) = graph.add("PistachioEvaluationSettings", (x, 540), (320, 160))
+    trained = graph.add(
+        "PistachioTrainLora", (x + 370, 0), (520, 780), model=model, encoded=encoded, adapter=adapter, optimizer=optimizer,
+        evaluation=evaluation, run_name=run_name, **({"continue_run": run} if run else {}),
+    )
+    graph.group("3  Train", (x - 30, -110, 950, 930), BROWN)
+    return trained
+
+
+def generation(graph, family: Family, model, clip, vae, lora_name, *, x: int):
+    """A stock graph that generates with the LoRA."""
+    (model,) = graph.add("LoraLoaderModelOnly", (x, 0), (340, 90), model=model, lora_name=lora_name, strength_model=1.0)
+    (positive,) = graph.add("CLIPTextEncode", (x, 150), (340, 150), clip=clip, text=f"{TRIGGER}, portrait photo of a person in a garden, soft light", title="Prompt, with the trigger word")
+    (negative,) = graph.add("CLIPTextEncode", (x, 360), (340, 120), clip=clip, text=family.negative, title="Negative prompt")
+    width, height = family.size
+    clip_length = {"length": 33} if family.latent == "EmptyHunyuanLatentVideo" else {}
+    (latent,) = graph.add(family.latent, (x, 540), (340, 140), width=width, height=height, batch_size=1, **clip_length)
+    if family.key == "flux":
+        (positive,) = graph.add("FluxGuidance", (x + 390, -10), (320, 60), conditioning=positive, guidance=3.5)
+    if family.key == "wan21":
+        (model,) = graph.add("ModelSamplingSD3", (x + 390, -10), (320, 60), model=model, shift=8.0)
+    (sampled,) = graph.add(
+        "KSampler", (x + 390, 110), (320, 270), model=model, positive=positive, negative=negative, latent_image=latent, seed=1, denoise=1.0,
+        **family.sampler,
+    )
+    (images,) = graph.add("VAEDecode", (x + 390, 440), (320, 50), samples=sampled, vae=vae)
+    if clip_length:
+        graph.add("SaveAnimatedWEBP", (x + 760, 0), (420, 780), images=images, filename_prefix=f"pistachio_{family.key}", fps=16.0, lossless=False, quality=90)
+    else:
+        graph.add("SaveImage", (x + 760, 0), (420, 780), images=images, filename_prefix=f"pistachio_{family.key}")
+    graph.note((x + 390, 550), (320, 230), GENERATE_NOTE, title="Using the LoRA elsewhere")
+    graph.group("4  Generate with the result", (x - 30, -110, 1240, 930), PURPLE)
+
+
+# ---- words --------------------------------------------------------------------------------------------------------
+
+TRAIN_NOTE = """
+## A character LoRA, in one graph
+
+1. Put about **20 pictures** of your character into `input/my_character`.
+2. Choose the base model in group 2.
+3. Press **Run**.
+
+Everything is kept: cancel whenever you like, and Run goes on where it stopped. Captions that are there (a `.txt` beside each picture) are not written again.
+
+`{trigger}` is the trigger word: change it here and in the prompt.
+"""
+
+SPLIT_NOTE = """
+Every fifth picture is kept out of training. The loss on these shows when the LoRA stops learning the **character** and starts to memorise the **pictures**: the best checkpoint before that is kept.
+"""
+
+BASE_NOTE = """
+The LoRA is trained on the very MODEL that comes out of this loader. Pictures and captions are encoded once and found again on the next Run.
+"""
+
+GENERATE_NOTE = """
+The LoRA lies in `models/loras` under the run's name: any LoRA loader takes it.
+
+**loss_chart** and **run** of Train LoRA feed *Loss Chart* and *Select Checkpoint*, for a picture of the curve and for another checkpoint than the chosen one.
+"""
+
+CAPTION_NOTE = """
+## Captions alone
+
+JoyCaption describes every picture of `input/my_character` and saves a `.txt` file beside it. Read them: what a caption names can be changed by the prompt later; what it leaves out belongs to the character.
+
+The model (about 17 GB) is downloaded at the first picture that has no caption, and freed afterwards.
+"""
+
+CONTINUE_NOTE = """
+## Go on with a run
+
+**Load Run** opens a run from `output/pistachio`. Train LoRA goes on from its last step: `num_steps` is the new total, 0 means half as many again.
+
+Leave the pictures, the base model and the settings as they were: a run with others is another run. Press **R** to see new runs in the menu.
+"""
+
+
+# ---- the workflows ------------------------------------------------------------------------------------------------
+
+
+def train_character(graph, family: Family) -> None:
+    dataset = pictures(graph, family, note=TRAIN_NOTE.format(trigger=TRIGGER))
+    model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
+    _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name=f"my_character_{family.key}")
+    generation(graph, family, model, clip, vae, lora_name, x=2660)
+
+
+def caption_only(graph) -> None:
+    graph.note((0, 0), (360, 330), CAPTION_NOTE, title="Read me")
+    (dataset,) = graph.add("PistachioLoadImageFolder", (0, 380), (360, 480), folder="my_character")
+    (captioner,) = graph.add("PistachioLoadJoyCaption", (410, 0), (340, 130))
+    (options,) = graph.add("PistachioCaptionOptions", (410, 190), (340, 670))
+    _, captions = graph.add(
+        "PistachioCaptionDataset", (800, 0), (400, 860), dataset=dataset, captioner=captioner, options=options, trigger_word=TRIGGER,
+    )
+    graph.add("PreviewAny", (1250, 0), (520, 860), source=captions, title="Captions")
+    graph.group("Caption a folder", (-30, -110, 1830, 1000), GREEN)
+
+
+def continue_run(graph) -> None:
+    family = next(family for family in FAMILIES if family.key == "sdxl")
+    dataset = pictures(graph, family, note=CONTINUE_NOTE)
+    model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
+    (run,) = graph.add("PistachioLoadRun", (1680, 760), (320, 60), run="my_character_sdxl")
+    _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name="my_character_sdxl", run=run)
+    generation(graph, family, model, clip, vae, lora_name, x=2660)
+
+
+WORKFLOWS = {
+    **{f"train_character_{family.key}": lambda graph, family=family: train_character(graph, family) for family in FAMILIES},
+    "caption_only": caption_only,
+    "continue_run": continue_run,
+}
+
+
+def main(url: str) -> None:
+    here = Path(__file__).resolve().parent
+    spec = importlib.util.spec_from_file_location("graph", here / "graph.py")
+    graph_module = sys.modules["graph"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(graph_module)
+    with urllib.request.urlopen(f"{url.rstrip('/')}/object_info") as response:
+        object_info = json.load(response)
+    version = (ROOT / "version.py").read_text(encoding="utf-8").split('"')[-2]
+    for name, build in WORKFLOWS.items():
+        graph = graph_module.Graph(object_info=object_info, pack_version=version, core_version=CORE_VERSION)
+        build(graph)
+        workflow = graph.workflow(workflow_id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"pistachio/{name}")), scale=0.45)
+        (ROOT / "workflows" / f"{name}.json").write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(name, len(workflow["nodes"]), "nodes")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
