@@ -1,4 +1,4 @@
-"""A run's rows as websocket events, the progress bar and a line of text on the node.
+"""A run's rows as websocket events and the progress bar of the node, whose panel draws the rest.
 
 Owns the event names and the throttling of steps. Nothing is replayed to a browser that
 reconnects: the history is in `routes`.
@@ -59,7 +59,6 @@ class RunEvents:
             payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "eval_delta_pct") if key in row.get("report", {})}
         self.send(EVENTS[kind], finite({**payload, "run": self.folder.name, "node_id": self.node_id, "num_steps": self.num_steps}))
         if kind == "train":
-            self.progress.text(step_words(row, self.num_steps, seconds_left))
             # Last: the host's bar is where a pressed cancel button is noticed.
             self.progress(row["step"], self.num_steps)
 
@@ -70,20 +69,6 @@ class RunEvents:
             return None
         first_step, started = self.first
         return (now - started) / (step - first_step) * max(0, self.num_steps - step) if step > first_step else None
-
-
-def step_words(row: dict, num_steps: int, seconds_left: float | None) -> str:
-    words = f"Step {row['step']} of {num_steps}"
-    if row.get("loss_ema") is not None:
-        words += f", loss {row['loss_ema']:.4f}"
-    return words if seconds_left is None else f"{words}, {duration_words(seconds_left)} left"
-
-
-def duration_words(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(0, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def finite(value):

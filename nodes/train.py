@@ -106,5 +106,5 @@ class TrainLora(io.ComfyNode):
         trained = apply_lora(model, RunFolder(run.folder).checkpoint_file(step))
         chart = loss_chart(run)
         return io.NodeOutput(
-            trained, lora_name, run, image_tensor(chart), ui=shown(image=chart, sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
+            trained, lora_name, run, image_tensor(chart), ui=shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
         )

@@ -63,13 +63,6 @@ def test_numbers_that_browsers_can_not_read_become_null(sent):
     json.dumps(messages[0][1], allow_nan=False)
 
 
-@pytest.mark.parametrize("seconds, words", [(0.4, "0 s"), (59.0, "59 s"), (61, "1 min"), (3540, "59 min"), (3660, "1 h 01 min")])
-def test_durations_in_words(host, seconds, words):
-    from pistachio.bridge.events import duration_words
-
-    assert duration_words(seconds) == words
-
-
 @pytest.mark.parametrize("parts, text", [
     (("", "A man.", ""), "A man."),
     (("photo of", "A man.", "film grain"), "photo of, A man. film grain"),
