@@ -293,3 +293,42 @@ def test_missing_captions_are_named_before_anything_is_encoded(tiny, folder):
     encoded = encode(tiny("sd15"), dataset, trigger_word="zwx", resolution=64, allow_missing_captions=True).args[0]
     (item,) = [item for item in encoded.items if item.relative_path == "picture-04.png"]
     assert item.caption == "zwx"
+
+
+def test_joycaption_captions_a_folder_through_the_nodes(host, executor):
+    """A tiny LLaVA of the real classes, from a local folder: captions with the trigger, saved beside the pictures, and skipped the next time."""
+    from support.tiny_llava import write_joycaption
+
+    model = write_joycaption(host.models / "LLM" / "tiny_joycaption", ["a woman in a red shirt", "a photo of a cat"])
+    folder = pictures.write_folder(host.input / "uncaptioned", 5, captions=False)
+    prompt = {
+        "load": {"class_type": "PistachioLoadImageFolder", "inputs": {"folder": "uncaptioned"}},
+        "joycaption": {"class_type": "PistachioLoadJoyCaption", "inputs": {"local_folder": model.name, "precision": "fp32"}},
+        # An untrained model says random words, and stops when it happens to draw the end.
+        "caption": {"class_type": "PistachioCaptionDataset", "inputs": {
+            "dataset": ["load", 0], "captioner": ["joycaption", 0], "trigger_word": "zwx", "batch_size": 2,
+            "temperature": 2.0, "top_p": 1.0, "max_new_tokens": 2048, "seed": 3,
+        }},
+    }
+    ran = execute_ok(executor, prompt)
+    made = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
+    assert len(made) == 5 and all(text.startswith("zwx, ") and len(text) > 6 for text in made.values())
+    assert len(set(made.values())) == 5
+    assert "5 pictures captioned" in shown_text(ran, "caption")
+    assert comfy_memory_is_free()
+    again = execute_ok(executor, {**prompt, "caption": {**prompt["caption"], "inputs": {**prompt["caption"]["inputs"], "seed": 4}}})
+    assert "the captioner was not loaded" in shown_text(again, "caption")
+    assert {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))} == made
+
+
+def execute_ok(executor, prompt):
+    ran = executor(prompt)
+    assert ran.success, messages(ran, "execution_error")
+    return ran
+
+
+def comfy_memory_is_free() -> bool:
+    import gc
+
+    gc.collect()
+    return not any(type(o).__name__ == "LlavaForConditionalGeneration" for o in gc.get_objects() if isinstance(o, torch.nn.Module))
