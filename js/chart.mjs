@@ -54,8 +54,8 @@ function range(evaluations) {
   let low = Math.min(0, ...values);
   let high = Math.max(0, ...values);
   const span = Math.max(high - low, 1);
-  low -= low < 0 ? 0.08 * span : 0.25 * span;
-  high += high > 0 ? 0.08 * span : 0.1 * span;
+  low -= low < 0 ? 0.08 * span : span;
+  high += high > 0 ? 0.08 * span : 0.12 * span;
   return { low, high };
 }
 

@@ -112,16 +112,16 @@ FAMILIES = (
 
 def pictures(graph, family: Family, *, note: str, x: int = 0):
     """Folder, captioner, captions, split; the dataset."""
-    graph.note((x, 0), (340, 330), note, title="Read me")
-    (dataset,) = graph.add("PistachioLoadImageFolder", (x, 380), (340, 400), folder="my_character")
+    graph.note((x, 0), (340, 280), note, title="Read me")
+    (dataset,) = graph.add("PistachioLoadImageFolder", (x, 330), (340, 450), folder="my_character")
     (captioner,) = graph.add("PistachioLoadJoyCaption", (x + 390, 0), (360, 130))
     captioned, _ = graph.add(
         "PistachioCaptionDataset", (x + 390, 190), (360, 590), dataset=dataset, captioner=captioner, trigger_word=TRIGGER,
         caption_length=family.caption_length,
     )
-    (split,) = graph.add("PistachioSplitDataset", (x + 800, 0), (340, 480), dataset=captioned)
-    graph.note((x + 800, 530), (340, 250), SPLIT_NOTE, title="Why some are held out")
-    graph.group("1  Pictures and captions", (x - 30, -110, 1200, 930), GREEN)
+    (split,) = graph.add("PistachioSplitDataset", (x + 800, 0), (340, 580), dataset=captioned)
+    graph.note((x + 800, 630), (340, 150), SPLIT_NOTE, title="Why some are held out")
+    graph.group("1  Pictures and captions", (x - 30, -110, 1200, 960), GREEN)
     return split
 
 
@@ -148,21 +148,21 @@ def encoded_set(graph, family: Family, dataset, *, x: int):
     (encoded,) = graph.add(
         "PistachioEncodeDataset", (x, top), (360, 230), dataset=dataset, vae=vae, clip=clip, resolution=family.resolution,
     )
-    graph.note((x, top + 280), (360, 500 - top), f"**{family.title}.** {family.about}\n\n{BASE_NOTE}", title="The base model")
-    graph.group("2  Base model", (x - 30, -110, 420, 930), BLUE)
+    graph.note((x, top + 280), (360, 200), f"**{family.title}.** {family.about}\n\n{BASE_NOTE}", title="The base model")
+    graph.group("2  Base model", (x - 30, -110, 420, 960), BLUE)
     return model, clip, vae, encoded
 
 
 def training(graph, model, encoded, *, x: int, run_name: str, run=None):
     """Settings and the train node; its lora_name."""
-    (adapter,) = graph.add("PistachioAdapterSettings", (x, 0), (320, 140))
-    (optimizer,) = graph.add("PistachioOptimizerSettings", (x, 200), (320, 280))
-    (evaluation,) = graph.add("PistachioEvaluationSettings", (x, 540), (320, 160))
+    (adapter,) = graph.add("PistachioAdapterSettings", (x, 0), (320, 135))
+    (optimizer,) = graph.add("PistachioOptimizerSettings", (x, 190), (320, 290))
+    (evaluation,) = graph.add("PistachioEvaluationSettings", (x, 555), (320, 160))
     trained = graph.add(
         "PistachioTrainLora", (x + 370, 0), (520, 780), model=model, encoded=encoded, adapter=adapter, optimizer=optimizer,
         evaluation=evaluation, run_name=run_name, **({"continue_run": run} if run else {}),
     )
-    graph.group("3  Train", (x - 30, -110, 950, 930), BROWN)
+    graph.group("3  Train", (x - 30, -110, 950, 960), BROWN)
     return trained
 
 
@@ -187,8 +187,8 @@ def generation(graph, family: Family, model, clip, vae, lora_name, *, x: int):
         graph.add("SaveAnimatedWEBP", (x + 760, 0), (420, 780), images=images, filename_prefix=f"pistachio_{family.key}", fps=16.0, lossless=False, quality=90)
     else:
         graph.add("SaveImage", (x + 760, 0), (420, 780), images=images, filename_prefix=f"pistachio_{family.key}")
-    graph.note((x + 390, 550), (320, 230), GENERATE_NOTE, title="Using the LoRA elsewhere")
-    graph.group("4  Generate with the result", (x - 30, -110, 1240, 930), PURPLE)
+    graph.note((x + 390, 550), (320, 180), GENERATE_NOTE, title="Using the LoRA elsewhere")
+    graph.group("4  Generate with the result", (x - 30, -110, 1240, 960), PURPLE)
 
 
 # ---- words --------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def continue_run(graph) -> None:
     family = next(family for family in FAMILIES if family.key == "sdxl")
     dataset = pictures(graph, family, note=CONTINUE_NOTE)
     model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
-    (run,) = graph.add("PistachioLoadRun", (1680, 760), (320, 60), run="my_character_sdxl")
+    (run,) = graph.add("PistachioLoadRun", (1680, 775), (320, 55), run="my_character_sdxl")
     _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name="my_character_sdxl", run=run)
     generation(graph, family, model, clip, vae, lora_name, x=2660)
 

@@ -50,7 +50,7 @@ class Graph:
                 sockets.append({"name": name, "type": kind, "link": link, **({"shape": 7} if name in info["input"].get("optional", {}) else {})})
                 continue
             widgets.append({"name": name, "type": kind, "widget": {"name": name}, "link": link})
-            widget_values.append(self._default(spec) if link is not None or name not in values else values[name])
+            widget_values.append(self._unseen(spec) if link is not None else values.get(name, self._default(spec)))
             if kind == "INT" and options.get("control_after_generate", name in ("seed", "noise_seed")):
                 widget_values.append("fixed")
         inputs = sockets + widgets
@@ -77,6 +77,11 @@ class Graph:
         options = spec[1] if len(spec) > 1 else {}
         choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
         return options.get("default", choices[0] if choices else "")
+
+    @classmethod
+    def _unseen(cls, spec: list) -> Any:
+        """The value under a link: a menu's first entry would be a file of whoever built the workflow."""
+        return "" if isinstance(spec[0], list) or spec[0] == "COMBO" else cls._default(spec)
 
     def _link(self, source: Output, target: int, kind: str) -> int:
         self.links.append([len(self.links) + 1, source.node, source.slot, target, 0, kind])
