@@ -137,18 +137,20 @@ def loaders(graph, family: Family, *, x: int):
     (clip,) = graph.add(
         loader, (x, 150), (360, 140), type=family.clip_type, models=tuple(file.model for file in encoders), **names,
     )
-    (vae,) = graph.add("VAELoader", (x, 350), (360, 70), vae_name=vae_file.name, models=(vae_file.model,))
+    (vae,) = graph.add("VAELoader", (x, 345), (360, 70), vae_name=vae_file.name, models=(vae_file.model,))
     return model, clip, vae
 
 
 def encoded_set(graph, family: Family, dataset, *, x: int):
     """The base model's group: loaders and the encoded dataset."""
     model, clip, vae = loaders(graph, family, x=x)
-    top = 160 if family.checkpoint is not None else 480
+    is_one_file = family.checkpoint is not None
+    top, height = (160, 230) if is_one_file else (465, 185)
     (encoded,) = graph.add(
-        "PistachioEncodeDataset", (x, top), (360, 230), dataset=dataset, vae=vae, clip=clip, resolution=family.resolution,
+        "PistachioEncodeDataset", (x, top), (360, height), dataset=dataset, vae=vae, clip=clip, resolution=family.resolution,
     )
-    graph.note((x, top + 280), (360, 200), f"**{family.title}.** {family.about}\n\n{BASE_NOTE}", title="The base model")
+    words = f"**{family.title}.** {family.about}" + (f"\n\n{BASE_NOTE}" if is_one_file else "")
+    graph.note((x, top + height + 45), (360, 200 if is_one_file else 145), words, title="The base model")
     graph.group("2  Base model", (x - 30, -110, 420, 960), BLUE)
     return model, clip, vae, encoded
 
