@@ -7,7 +7,7 @@ It trains the very object that the user generates with: its modules are changed 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Iterator, Sequence
 
 import torch
@@ -91,13 +91,15 @@ class HostModel:
     def is_conv(self, module: torch.nn.Module) -> bool:
         return isinstance(module, torch.nn.Conv2d)
 
-    @contextmanager
-    def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> Iterator[Tensor]:
+    def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         weight = module.weight
         plain = type(weight) in (torch.nn.Parameter, Tensor) and not getattr(module, "weight_function", None)
         if plain and weight.dtype == like.dtype and weight.device == like.device and not hasattr(module, "scale_weight"):
-            yield weight
-            return
+            return nullcontext(weight)
+        return self._cast_weight(module, like)
+
+    @contextmanager
+    def _cast_weight(self, module: torch.nn.Module, like: Tensor) -> Iterator[Tensor]:
         weight, bias, stream = comfy.ops.cast_bias_weight(
             module, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True
         )

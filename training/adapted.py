@@ -47,8 +47,8 @@ class AdaptedNetwork:
         for adapter in self.adapters.values():
             for name, shape in adapter.shapes.items():
                 end = offset + _numel(shape)
-                tensor = self.parameters[offset:end].view(shape).requires_grad_(True)
-                tensor.grad = self.gradients[offset:end].view(shape)
+                tensor = adapter.view(name, self.parameters[offset:end]).requires_grad_(True)
+                tensor.grad = adapter.view(name, self.gradients[offset:end])
                 adapter.tensors[name] = tensor
                 offset = end
 
@@ -123,7 +123,7 @@ class AdaptedNetwork:
             views = {}
             for name, shape in adapter.shapes.items():
                 end = offset + _numel(shape)
-                views[name], offset = values[offset:end].view(shape), end
+                views[name], offset = adapter.view(name, values[offset:end]), end
             own = adapter.tensors
             adapter.tensors = views
             for suffix, tensor in adapter.state().items():

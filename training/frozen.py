@@ -18,9 +18,12 @@ from torch.autograd import Function
 from .model import TrainableModel
 
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+
+
 def _not_a_view(y: Tensor) -> Tensor:
     """The same memory under a tensor that autograd doesn't call a view: some networks (Flux) add in place to it."""
-    return torch.ops.aten._unsafe_view(y, y.shape)
+    return _unsafe_view(y, y.shape) if y._is_view() else y
 
 
 class FrozenLinear(Function):
@@ -37,38 +40,67 @@ class FrozenLinear(Function):
             return dy @ weight_OI, None, None, None
 
 
+class LoraSite:
+    """What one adapted linear layer needs in each call. The tensors are detached views of the flat buffers.
+
+    They are made once: in a small layer a transposition costs as much as the product it is for.
+    """
+
+    __slots__ = ("base", "module", "model", "scale", "a_RI", "b_OR", "a_IR", "b_RO", "da_RI", "db_RO")
+
+    def __init__(self, base: Callable, module: torch.nn.Module, model: TrainableModel, a_RI: Tensor, b_OR: Tensor, scale: float):
+        self.base, self.module, self.model, self.scale = base, module, model, scale
+        self.a_RI, self.b_OR = a_RI.detach(), b_OR.detach()
+        self.a_IR, self.b_RO = self.a_RI.t(), self.b_OR.t()
+        self.da_RI, self.db_RO = a_RI.grad, b_OR.grad.t()
+
+
 class LoraLinear(Function):
     """y = base(x) + scale x A^T B^T, with x read once for both and no dW anywhere.
 
     dA = scale (dy B)^T x, dB = scale dy^T (x A^T), dx = dy W + scale (dy B) A.
+    dA and dB are added straight to the site's gradient buffers. Autograd is given none: that spares
+    two graph nodes, two allocations and two additions a layer. `a_RI` is an argument only because
+    its `requires_grad` makes y part of the graph.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float, base: Callable, module, model) -> Tensor:
-        y = base(x)
-        a, b = a_RI.to(y.dtype), b_OR.to(y.dtype)
-        x_NI = x.reshape(-1, x.shape[-1]).to(y.dtype)
-        h_NR = x_NI @ a.t()
+    def forward(ctx, x: Tensor, a_RI: Tensor, site: LoraSite) -> Tensor:
+        y = site.base(x).contiguous()
+        x_NI, a_IR, b_RO = x.reshape(-1, x.shape[-1]), site.a_IR, site.b_RO
+        dtype = y.dtype
+        if dtype is not a_IR.dtype:
+            a_IR, b_RO = a_IR.to(dtype), b_RO.to(dtype)
+        if dtype is not x.dtype:
+            x_NI = x_NI.to(dtype)
+        h_NR = x_NI.mm(a_IR)
         # The base's output is fresh, so the update may land in it.
-        y = y.contiguous()
-        y.view(-1, y.shape[-1]).addmm_(h_NR, b.t(), alpha=scale)
-        ctx.save_for_backward(x_NI, h_NR, a_RI, b_OR)
-        ctx.scale, ctx.module, ctx.model, ctx.x_shape, ctx.x_dtype = scale, module, model, x.shape, x.dtype
+        y.view(-1, y.shape[-1]).addmm_(h_NR, b_RO, alpha=site.scale)
+        ctx.save_for_backward(x_NI, h_NR)
+        ctx.site, ctx.x_shape, ctx.x_dtype = site, x.shape, x.dtype
         return _not_a_view(y)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        x_NI, h_NR, a_RI, b_OR = ctx.saved_tensors
+        x_NI, h_NR = ctx.saved_tensors
+        site, scale, dtype = ctx.site, ctx.site.scale, dy.dtype
         dy_NO = dy.reshape(-1, dy.shape[-1])
-        dh_NR = (dy_NO @ b_OR.to(dy.dtype)).mul_(ctx.scale)
-        da = (dh_NR.t() @ x_NI).to(a_RI.dtype)
-        db = (dy_NO.t() @ h_NR).mul_(ctx.scale).to(b_OR.dtype)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            with ctx.model.weight_for_backward(ctx.module, dy) as weight_OI:
-                dx_NI = dy_NO @ weight_OI
-            dx = dx_NI.addmm_(dh_NR, a_RI.to(dy.dtype)).view(ctx.x_shape).to(ctx.x_dtype)
-        return dx, da, db, None, None, None, None
+        a, b, same = site.a_RI, site.b_OR, dtype is site.a_RI.dtype
+        if not same:
+            a, b = a.to(dtype), b.to(dtype)
+        dh_NR = dy_NO.mm(b)
+        if same:
+            site.da_RI.addmm_(dh_NR.t(), x_NI, alpha=scale)
+            site.db_RO.addmm_(h_NR.t(), dy_NO, alpha=scale)
+        else:
+            site.da_RI.add_(dh_NR.t().mm(x_NI), alpha=scale)
+            site.db_RO.add_(h_NR.t().mm(dy_NO), alpha=scale)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        with site.model.weight_for_backward(site.module, dy) as weight_OI:
+            dx_NI = dy_NO.mm(weight_OI)
+        dx = dx_NI.addmm_(dh_NR, a, alpha=scale).view(ctx.x_shape)
+        return dx if dtype is ctx.x_dtype else dx.to(ctx.x_dtype), None, None
 
 
 class FrozenConv(Function):
