@@ -1,0 +1,111 @@
+"""The live panel on Train LoRA in a real browser, in both renderers: it grows while it trains and is there after a reload."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support import tiny_workflows
+from support.canvas import Canvas
+from support.pictures import write_folder
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "train_character_wan21.json"
+TRAIN_TIMEOUT_MS = 600_000
+NUM_STEPS = 16
+PANEL = ".pistachio-panel"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["nodes 1", "nodes 2"])
+def canvas(request, browser, server):
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    yield Canvas(page=context.new_page(), server=server).open(nodes_2=request.param)
+    context.close()
+    server.post("/api/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+def load(canvas, run_name: str) -> None:
+    """The bundled workflow with the tiny values written into its widgets, seen at the train node."""
+    canvas.load(WORKFLOW)
+    table = tiny_workflows.swaps("wan21", run_name=run_name, num_steps=NUM_STEPS)
+    canvas.page.evaluate(
+        """table => {
+            for (const node of app.graph._nodes)
+                for (const [name, value] of Object.entries(table[node.type] ?? {})) {
+                    const widget = node.widgets.find(widget => widget.name === name);
+                    widget.value = value;
+                    widget.callback?.(value);
+                }
+            const train = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');
+            app.canvas.ds.scale = 0.9;
+            app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
+            app.canvas.setDirty(true, true);
+        }""",
+        table,
+    )
+    canvas.page.wait_for_selector(PANEL, timeout=30_000)
+
+
+def text(canvas, part: str) -> str:
+    return canvas.page.text_content(f"{PANEL} {part}") or ""
+
+
+def dots(canvas) -> int:
+    return canvas.page.locator(f"{PANEL} circle.dot").count()
+
+
+def wait_for(canvas, condition: str) -> None:
+    canvas.page.wait_for_function(f"panel => {{ const find = part => document.querySelector(panel + ' ' + part); return {condition}; }}", arg=PANEL, timeout=TRAIN_TIMEOUT_MS)
+
+
+def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, server, request):
+    write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
+    run_name = f"panel_{request.node.callspec.id.replace(' ', '_')}"
+    load(canvas, run_name)
+    assert "held-out" in text(canvas, ".hint") and dots(canvas) == 0
+
+    canvas.queue()
+    wait_for(canvas, "find('.steps')?.textContent.startsWith('Step ') && find('circle.dot')")
+    assert text(canvas, ".steps").endswith(f"of {NUM_STEPS}")
+    first = dots(canvas)
+    wait_for(canvas, "find('.status')?.textContent.endsWith(' left')")
+    wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
+    details = server.get(f"/pistachio/runs/{run_name}")
+    evaluations = [row for row in details["metrics"] if row["kind"] == "eval"]
+    canvas.page.wait_for_timeout(500)
+    assert first < dots(canvas) == len(evaluations) == 4
+    assert text(canvas, ".words") == details["verdict"]
+    assert str(details["chosen_step"]) in text(canvas, ".status")
+    assert canvas.page.locator(f"{PANEL} path.training").count() == 1
+    seen = canvas.page.inner_html(f"{PANEL} .plot")
+
+    canvas.page.reload()
+    canvas.page.wait_for_function("() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph?._nodes.length > 0", timeout=120_000)
+    load(canvas, run_name)
+    wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
+    canvas.page.wait_for_timeout(500)
+    assert dots(canvas) == 4 and text(canvas, ".words") == details["verdict"]
+    assert canvas.page.inner_html(f"{PANEL} .plot") == seen
+
+    name_widget = "app.graph._nodes.find(node => node.type === 'PistachioTrainLora').widgets.find(widget => widget.name === 'run_name')"
+    canvas.page.evaluate(f"() => {{ const widget = {name_widget}; widget.value = 'no_such_run'; widget.callback('no_such_run'); }}")
+    wait_for(canvas, "!find('.hint').hidden && find('.hint').offsetHeight > 0")
+
+
+def test_the_panel_is_not_saved_and_not_sent(canvas):
+    load(canvas, "never_run")
+    written = next(node for node in json.loads(WORKFLOW.read_text())["nodes"] if node["type"] == "PistachioTrainLora")
+    saved = canvas.page.evaluate("() => window.app.graph.serialize().nodes.find(node => node.type === 'PistachioTrainLora')")
+    assert len([value for value in saved["widgets_values"] if value is not None]) == len(written["widgets_values"])
+    (sent,) = [node for node in canvas.prompt().values() if node["class_type"] == "PistachioTrainLora"]
+    assert "live" not in sent["inputs"]
+
+
+def test_the_panel_fills_its_node_and_stays_inside(canvas):
+    load(canvas, "never_run")
+    canvas.page.wait_for_timeout(1000)
+    box = canvas.page.locator(PANEL).bounding_box()
+    size = canvas.page.evaluate(
+        "() => { const node = app.graph._nodes.find(node => node.type === 'PistachioTrainLora'); return [node.size[0] * app.canvas.ds.scale, node.size[1] * app.canvas.ds.scale]; }"
+    )
+    assert 0.85 * size[0] < box["width"] <= size[0] + 1
+    assert 200 < box["height"] < size[1]
