@@ -13,7 +13,7 @@ from .portraits import ATTRIBUTES, Identity, Scene, random_identity
 
 TRIGGER = "pstchio"
 CLASS_WORD = "woman"
-TARGET = Identity(hair_colour="green", hair_style="pigtails", face="round", skin="tan", eyes="blue", accessory="flower")
+TARGET = Identity(hair_colour="green", hair_style="pigtails", face="round", skin="brown", eyes="blue", accessory="flower")
 
 NAMES = (
     "anna", "emma", "maria", "laura", "julia", "sarah", "alice", "clara", "diana", "elena", "fiona", "grace",

@@ -1,7 +1,7 @@
 """Draws the demo's cartoon portraits: 96x96, thick lines, large eyes, from an identity and a scene.
 
 An Identity is six attributes that belong to a person; a Scene is what changes from picture to
-picture. Everything is drawn at three times the size with Pillow and reduced. Knows nothing about
+picture. Everything is drawn at six times the size with Pillow and reduced. Knows nothing about
 captions' use, models or training; `captions.py` puts identities and scenes into words.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE_PX = 96
-SUPERSAMPLE = 3
+SUPERSAMPLE = 6
 INK = (42, 30, 46)
 
 HAIR_COLOURS = {
