@@ -14,12 +14,13 @@ from . import sparse
 
 SD35_CHECKPOINT = "tiny_sd35_checkpoint.safetensors"
 FOLDER = "my_character"
+NUM_STEPS = 4
 
-# Node type -> widget -> tiny value; `{family}` rows are added to the common ones.
+# Node type -> widget -> tiny value.
 COMMON = {
     "PistachioEncodeDataset": {"resolution": 64},
-    "PistachioTrainLora": {"num_steps": 6},
-    "PistachioEvaluationSettings": {"num_evaluations": 3, "timesteps_per_image": 2},
+    "PistachioTrainLora": {"num_steps": NUM_STEPS},
+    "PistachioEvaluationSettings": {"num_evaluations": 2, "timesteps_per_image": 2},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptySD3LatentImage": {"width": 64, "height": 64},
     "EmptyHunyuanLatentVideo": {"width": 64, "height": 64, "length": 5},
