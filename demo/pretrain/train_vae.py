@@ -3,6 +3,8 @@
     python -m demo.pretrain.train_vae --data FOLDER --out vae.pt --minutes 25
     python -m demo.pretrain.train_vae --data FOLDER --out vae_fine.pt --start vae.pt --latents FOLDER --minutes 60
 
+With `--anchor` the encoder goes on too, held to those latents so that a diffusion model trained on them stays right.
+
 Edges, eyes and mouths weigh more in the loss. Noise on the latents keeps the decoder tolerant of
 the diffusion model's errors. The learning rate follows the clock; a killed run goes on where it stopped.
 """
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path)
     parser.add_argument("--latents", type=Path, help="train the decoder alone, on these latents of whole pictures")
+    parser.add_argument("--anchor", type=float, default=0.0, help="with --latents: train the encoder too, at this cost per squared change of a latent")
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--crop", type=int, default=64)
@@ -90,7 +93,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    decoder_only = args.latents is not None
+    whole_pictures = args.latents is not None
+    decoder_only = whole_pictures and not args.anchor
     encoder, decoder = (m.to(memory_format=torch.channels_last) for m in (build_encoder(), build_decoder()))
     if args.start:
         saved = torch.load(args.start, weights_only=True)
@@ -117,7 +121,7 @@ def main() -> None:
         for group, base_lr in zip(optimiser.param_groups, (args.muon_lr, args.adam_lr)):
             group["base_lr"] = base_lr
     data = Crops(args.data, "train", step, args.extra)
-    latents = load_chunks(args.latents, "train") if decoder_only else None
+    latents = load_chunks(args.latents, "train") if whole_pictures else None
     budget = args.minutes * 60
     running, last_save = None, time.time()
 
@@ -138,16 +142,18 @@ def main() -> None:
     while (now := elapsed()) < budget:
         progress = now / budget
         optimiser.set_factor(min(1.0, (step + 1) / 50) * max(0.02, min(1.0, (1 - progress) / 0.7)))
-        if decoder_only:
+        if whole_pictures:
             rows = data.rng.integers(0, len(latents), args.batch)
             images, weights = data.batch(0, data.pictures.shape[1], rows)
-            latent = latents[rows].float().contiguous(memory_format=torch.channels_last)
+            given = latents[rows].float().contiguous(memory_format=torch.channels_last)
         else:
             images, weights = data.batch(args.batch, args.crop)
-            latent = encoder(images)
+        latent = given if decoder_only else encoder(images)
         loss = reconstruction_loss(decoder(latent + args.noise * torch.randn_like(latent)), images, weights)
         total = loss
-        if not decoder_only:
+        if args.anchor:
+            total = loss + args.anchor * (latent - given).square().mean()
+        elif not decoder_only:
             deviation, mean = torch.std_mean(latent, dim=(0, 2, 3))
             total = loss + 0.02 * (mean.square() + (deviation - 1).square()).mean()
         optimiser.zero_grad(set_to_none=True)
@@ -163,7 +169,7 @@ def main() -> None:
         if time.time() - last_save > 180:
             save()
             last_save = time.time()
-            latents = load_chunks(args.latents, "train") if decoder_only else None
+            latents = load_chunks(args.latents, "train") if whole_pictures else None
     save()
 
 
