@@ -23,6 +23,7 @@ CONFIDENCE = 0.80  # one-sided
 TAIL_LENGTH = 3  # evaluations at the end
 OVERFIT_SHARE = 0.10  # of the gain
 NEAR_BEST_SHARE = 0.05  # of the gain
+PATIENCE = EvaluationConfig().patience  # evaluations
 MIN_IMAGES = 4
 ENOUGH_IMAGES = 8
 WIDEST_TIE_RATIO = 3.0  # last tied step / first tied step
@@ -287,7 +288,8 @@ def _state(curve: Curve, best: int, gain: float, q: float, broken: bool) -> str:
     falling = _tail_slope(curve) < 0
     last = len(curve.steps) - 1
     near_best = float(curve.delta_C[last]) + gain <= NEAR_BEST_SHARE * gain
-    if falling and (best >= last - 1 or near_best):
+    # A dip long after the best is noise: a run that patience would end is not called unfinished.
+    if falling and (best >= last - 1 or (near_best and last - best < PATIENCE)):
         return "still improving"
     return "plateau"
 

@@ -88,6 +88,7 @@ VERDICTS = [
     ("best is last and falling", [-0.02, -0.04, -0.06, -0.08], "still improving"),
     ("best is last but one and falling", [-0.02, -0.05, -0.09, -0.0895], "still improving"),
     ("best is last but one, the last 6 % worse", [-0.02, -0.06, -0.100, -0.094], "still improving"),
+    ("a dip five evaluations after the best", [-0.05, -0.100, -0.098, -0.097, -0.095, -0.092, -0.0965], "plateau"),
     ("falling within 5 % of an early best", [-0.05, -0.100, -0.092, -0.095, -0.096], "still improving"),
     ("falling but 8 % from an early best", [-0.05, -0.100, -0.0905, -0.0910, -0.0920], "plateau"),
     ("early best, then level", [-0.05, -0.100, -0.099, -0.099, -0.099], "plateau"),
