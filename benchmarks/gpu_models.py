@@ -26,13 +26,14 @@ class Network:
 
 def small_networks() -> dict[str, Network]:
     """The five families that tests train from files, and those whose sizes ComfyUI fixes, which exist small as objects only."""
-    from support.tiny_networks import FAMILIES
+    from support.tiny_networks import FAMILIES, NEWER_FLUX
 
     captions = {"sd15": ((1, 77, 768), 768), "sdxl": ((1, 77, 2048), 1280), "sd3": ((1, 77, 4096), 2048),
                 "flux": ((1, 32, 4096), 768), "wan21": ((1, 512, 4096), 0)}
     networks = {
         name: Network(
-            config_class=family.config_class, arguments=family.network, latent_shape=family.latent_shape,
+            config_class=family.config_class, latent_shape=family.latent_shape,
+            arguments=dict(family.network) | (NEWER_FLUX if name == "flux" else {}),
             caption_shape=captions[name][0], pooled_width=captions[name][1],
         ) for name, family in FAMILIES.items()
     }
@@ -132,13 +133,19 @@ def build_patcher(network: Network, *, device: torch.device, dtype: torch.dtype,
     base = config.get_model({}, "", device=device)
     _fill(base.diffusion_model, torch.Generator(device).manual_seed(seed))
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    return kind(base.eval(), load_device=device, offload_device=torch.device("cpu") if dtype is torch.float32 else device)
+    patcher = kind(base.eval(), load_device=device, offload_device=device)
+    # Newer hosts' trainer loads the file again for a copy of its own; here the model is its own already.
+    patcher.cached_patcher_init = (lambda disable_dynamic=False: patcher, ())
+    return patcher
 
 
 def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Unit gain, nothing zero. Random numbers, not zeros: a card multiplies zeros faster."""
+    """Unit gain, nothing zero. Random numbers, not zeros: a card multiplies zeros faster.
+
+    SD3 keeps its position table as a buffer, whose memory the host leaves uninitialised like its layers'.
+    """
     with torch.no_grad():
-        for name, tensor in module.named_parameters():
+        for name, tensor in (*module.named_parameters(), *((n, b) for n, b in module.named_buffers() if n == "pos_embed")):
             leaf = name.rsplit(".", 1)[-1]
             if tensor.ndim >= 2 and leaf not in ("modulation", "pad_token", "x_pad_token", "cap_pad_token"):
                 tensor.normal_(0.0, tensor[0].numel() ** -0.5, generator=generator)
