@@ -6,6 +6,7 @@ Starts `main.py` on the CPU in a folder of its own; knows nothing of what the te
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -149,7 +150,9 @@ class Server:
             *(("--front-end-root", str(self.front_end)) if self.front_end else ()), *self.arguments,
         ]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base)
+            # The models are so small that a second thread costs more than it gives, and far more when another process wants the core.
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.base, env=environment)
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while True:
             try:
