@@ -25,6 +25,8 @@ class TrainView {
     /** @type {import("./history.mjs").History | null} */
     this.history = null;
     this.asked = 0;
+    /** @type {any[] | null} rows that come while the history is asked for: the answer may lack them */
+    this.meanwhile = null;
     const widget = node.addDOMWidget("live", "pistachio_panel", this.panel.root, {
       serialize: false,
       hideOnZoom: false,
@@ -49,22 +51,28 @@ class TrainView {
   async load(run) {
     if (!run) return;
     const question = ++this.asked;
+    this.meanwhile = [];
     const details = await getJson(`/pistachio/runs/${encodeURIComponent(run)}`);
     if (question !== this.asked) return; // a later question was asked meanwhile
-    this.history = details ? fromServer(details) : null;
+    const rows = this.meanwhile.filter((row) => row.run === run);
+    this.meanwhile = null;
+    this.history = details ? fromServer(details) : rows.length ? emptyHistory(run) : null;
+    if (this.history && this.history.status !== "finished") for (const row of rows) addRow(this.history, row);
     this.panel.show(this.history);
   }
 
   /** @param {string} kind @param {any} data */
   receive(kind, data) {
-    if (this.history?.run !== data.run) {
+    if (!this.history || this.history.run !== data.run) {
       this.history = emptyHistory(data.run);
       this.load(data.run); // what came before this page did
-    } else if (this.history?.status === "finished" && kind !== "finished") {
-      this.history.status = "running"; // it is continued
+    } else if (this.history.status !== "running" && kind !== "finished") {
+      this.history.status = "running"; // it is resumed or continued
       this.history.chosenStep = null;
     }
-    addRow(this.history ?? emptyHistory(data.run), { ...data, kind });
+    const row = { ...data, kind };
+    this.meanwhile?.push(row);
+    addRow(this.history, row);
     this.panel.show(this.history);
   }
 }
