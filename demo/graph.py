@@ -17,7 +17,7 @@ TRAINING = {
     "num_steps": 500, "batch_size": 4, "seed": 7, "prior_preservation": 0.5, "run_name": RUN_NAME, "trigger_word": TRIGGER,
 }
 LEARNING_RATE = 1e-3
-SAMPLER = {"steps": 14, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+SAMPLER = {"steps": 10, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: the models are so small that a second thread costs more than it gives.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
