@@ -14,7 +14,8 @@ RUN_NAME = "pistachio_demo"
 SIZE_PX = 96
 # The base is so small that a real character's defaults (1e-4, 1600 steps) would not move it.
 TRAINING = {
-    "num_steps": 500, "batch_size": 4, "seed": 7, "prior_preservation": 0.5, "run_name": RUN_NAME, "trigger_word": TRIGGER,
+    "num_steps": 500, "batch_size": 4, "seed": 7, "prior_preservation": 0.6, "timestep_distribution": "uniform",
+    "run_name": RUN_NAME, "trigger_word": TRIGGER,
 }
 LEARNING_RATE = 1e-3
 SAMPLER = {"steps": 10, "cfg": 3.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
