@@ -11,7 +11,7 @@ from support.pictures import write_folder
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "train_character_wan21.json"
 TRAIN_TIMEOUT_MS = 400_000
-NUM_STEPS = 60
+NUM_STEPS, NUM_EVALUATIONS = 300, 6  # some seconds, so that a busy machine draws states in between
 PANEL = ".pistachio-panel"
 
 
@@ -27,6 +27,7 @@ def load(canvas, run_name: str) -> None:
     """The bundled workflow with the tiny values written into its widgets, seen at the train node."""
     canvas.load(WORKFLOW)
     table = tiny_workflows.swaps("wan21", run_name=run_name, num_steps=NUM_STEPS)
+    table["PistachioEvaluationSettings"] = {"num_evaluations": NUM_EVALUATIONS, "timesteps_per_image": 2, "early_stop": False}
     canvas.page.evaluate(
         """table => {
             for (const node of app.graph._nodes)
@@ -86,7 +87,7 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     canvas.page.wait_for_timeout(500)
     seen = canvas.page.evaluate("() => window.panelSeen")
     assert any(status.endswith(" left") for _, status, _ in seen)
-    assert {steps for steps, _, _ in seen} >= {f"Step 0 of {NUM_STEPS}", f"Step {NUM_STEPS} of {NUM_STEPS}"}
+    assert len({steps for steps, _, _ in seen}) > 3 and seen[-1][0] == f"Step {NUM_STEPS} of {NUM_STEPS}"
     counts = [count for _, _, count in seen]
     assert counts == sorted(counts) and len(set(counts)) > 2  # it grew before it was finished
     assert dots(canvas) == len(evaluations) == counts[-1]

@@ -145,12 +145,12 @@ def encoded_set(graph, family: Family, dataset, *, x: int):
     """The base model's group: loaders and the encoded dataset."""
     model, clip, vae = loaders(graph, family, x=x)
     is_one_file = family.checkpoint is not None
-    top, height = (160, 230) if is_one_file else (465, 185)
+    top, height = (160, 230) if is_one_file else (465, 220)
     (encoded,) = graph.add(
         "PistachioEncodeDataset", (x, top), (360, height), dataset=dataset, vae=vae, clip=clip, resolution=family.resolution,
     )
     words = f"**{family.title}.** {family.about}" + (f"\n\n{BASE_NOTE}" if is_one_file else "")
-    graph.note((x, top + height + 45), (360, 200 if is_one_file else 145), words, title="The base model")
+    graph.note((x, top + height + 45), (360, 200 if is_one_file else 115), words, title="The base model")
     graph.group("2  Base model", (x - 30, -110, 420, 960), BLUE)
     return model, clip, vae, encoded
 
