@@ -220,7 +220,7 @@ def test_better_weights_measure_better():
     draws = plan_draws(items, num_timesteps=8, distribution="uniform")
     before = sum(flat(evaluate(model, items, draws, batch_size=8)))
     parameters = list(model.network.parameters())
-    for step in range(60):
+    for step in range(300):
         noise = noise_for(step, (4, 4, 4, 4))
         latents, sigma = torch.cat([i.latents for i in items]), torch.rand(4, generator=torch.Generator().manual_seed(step))
         velocity = model.velocity(model.add_noise(latents, noise, sigma), sigma, [i.condition for i in items])
