@@ -9,13 +9,17 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUTPUT = ROOT / "docs" / "images" / "canvas.png"
-VIEW = {"width": 2400, "height": 800}
-MARGIN_PX = 24
+VIEW = {"width": 1800, "height": 1200}
+MARGIN_PX = 14
+ROWS = ((0, 1), (2, 3))  # groups beside each other; in one row they would be too small to read
 HIDE = """
 .side-tool-bar-container, .sidebar-container, .comfyui-body-top, .workflow-tabs-container, .graph-canvas-menu, .p-toast,
 .actionbar-container, [data-testid="subgraph-breadcrumb"], .comfy-menu-button-wrapper, .p-splitter-gutter { display: none !important; }
@@ -64,6 +68,8 @@ def demo_workflow(object_info: dict, num_steps: int) -> dict:
         "KSampler": {"seed": prompt.seed},
     }
     for node in graph.nodes:
+        if node["type"] == "MarkdownNote":
+            node["widgets_values"] = [text.replace(build_workflows.TRIGGER, TRIGGER) for text in node["widgets_values"]]
         names = [one["name"] for one in node["inputs"] if "widget" in one]
         values = changes.get(node["type"], {})
         if node["title" if "title" in node else "type"] == "Prompt, with the trigger word":
@@ -86,28 +92,36 @@ def take(server: Server, num_steps: int) -> None:
         path = next(path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name)))
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         page = browser.new_context(viewport=VIEW).new_page()
-        canvas = Canvas(page=page, server=server).open(nodes_2=False)
+        canvas = Canvas(page=page, server=server).open(nodes_2=True)
         canvas.load(workflow)
         canvas.queue()
         page.wait_for_timeout(3000)
         while server.get("/queue")["queue_running"] or server.get("/queue")["queue_pending"]:
             page.wait_for_timeout(3000)
         page.add_style_tag(content=HIDE)
-        groups = workflow["groups"]
-        left, top = groups[0]["bounding"][:2]
-        right = groups[-1]["bounding"][0] + groups[-1]["bounding"][2]
-        bottom = top + groups[0]["bounding"][3]
-        scale = (VIEW["width"] - 2 * MARGIN_PX) / (right - left)
-        page.evaluate(
-            "([scale, x, y]) => { app.canvas.deselectAll(); app.canvas.ds.scale = scale; app.canvas.ds.offset = [x, y]; app.canvas.setDirty(true, true); }",
-            [scale, MARGIN_PX / scale - left, MARGIN_PX / scale - top],
-        )
         page.mouse.move(5, VIEW["height"] - 5)
-        page.wait_for_timeout(6000)
-        OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-        height = min(VIEW["height"], round((bottom - top) * scale) + 2 * MARGIN_PX)
-        page.screenshot(path=OUTPUT, clip={"x": 0, "y": 0, "width": VIEW["width"], "height": height})
+        rows = [picture_of(page, workflow["groups"][first], workflow["groups"][last]) for first, last in ROWS]
         browser.close()
+    picture = Image.new("RGB", (VIEW["width"], sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        picture.paste(row, (0, top))
+        top += row.height
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(OUTPUT, optimize=True)
+
+
+def picture_of(page, first: dict, last: dict) -> Image.Image:
+    """The canvas from one group to another, over the whole width."""
+    (left, top, _, height), right = first["bounding"], last["bounding"][0] + last["bounding"][2]
+    scale = (VIEW["width"] - 2 * MARGIN_PX) / (right - left)
+    page.evaluate(
+        "([scale, x, y]) => { app.canvas.deselectAll(); app.canvas.ds.scale = scale; app.canvas.ds.offset = [x, y]; app.canvas.setDirty(true, true); }",
+        [scale, MARGIN_PX / scale - left, MARGIN_PX / scale - top],
+    )
+    page.wait_for_timeout(6000)
+    clip = {"x": 0, "y": 0, "width": VIEW["width"], "height": min(VIEW["height"], round(height * scale) + 2 * MARGIN_PX)}
+    return Image.open(BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
 def main(comfyui: Path, front_end: Path, num_steps: int) -> None:
