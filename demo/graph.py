@@ -14,7 +14,7 @@ RUN_NAME = "pistachio_demo"
 SIZE_PX = 96
 # The base is so small that a real character's defaults (1e-4, 1600 steps) would not move it.
 TRAINING = {
-    "num_steps": 500, "batch_size": 4, "seed": 7, "prior_preservation": 0.6, "timestep_distribution": "uniform",
+    "num_steps": 300, "batch_size": 4, "seed": 7, "prior_preservation": 0.7, "timestep_distribution": "uniform",
     "run_name": RUN_NAME, "trigger_word": TRIGGER,
 }
 LEARNING_RATE = 1e-3
