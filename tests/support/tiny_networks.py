@@ -92,6 +92,9 @@ def fill(module: torch.nn.Module, *, seed: int = 0) -> torch.nn.Module:
             else:  # the scale of a norm
                 value = 1 + noise * 0.02
             tensor.copy_(value)
+        for name, tensor in module.named_buffers():
+            if name.rsplit(".", 1)[-1] == "pos_embed":  # SD3's: read from the file, so left uninitialised too
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.02)
     return module
 
 
