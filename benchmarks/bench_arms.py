@@ -148,7 +148,7 @@ class Ours(_OnHostModel):
         self.trainer = None
 
     def run(self, steps: int, clock: StepClock | None = None) -> StepClock:
-        from pistachio.training.loop import Trainer
+        from pistachio.training.trainer import Trainer
 
         clock = clock or StepClock()
         with self.model.training():

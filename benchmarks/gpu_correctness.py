@@ -51,7 +51,7 @@ def _arm(network: Network, device: torch.device, *, precision: str = "fp32", che
 
 def _with_adapter(arm: Ours):
     """A Trainer whose adapters are not zero: at B = 0 most of the gradient is."""
-    from pistachio.training.loop import Trainer
+    from pistachio.training.trainer import Trainer
 
     trainer = Trainer(arm.model, arm.items, arm.config(), checkpointing=arm.checkpointing)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from ..bridge.routes import add_routes
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
 from .dataset import EncodeDataset, LoadImageFolder, SplitDataset
 from .runs import LoadRun, LossChart, SelectCheckpoint
-from .settings import AdapterSettings, EvaluationSettings, LoggingSettings, OptimizerSettings
+from .settings import SETTINGS_NODES
 from .train import TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
@@ -16,10 +16,7 @@ NODES: list[type[io.ComfyNode]] = [
     CaptionDataset,
     SplitDataset,
     EncodeDataset,
-    AdapterSettings,
-    OptimizerSettings,
-    EvaluationSettings,
-    LoggingSettings,
+    *SETTINGS_NODES,
     TrainLora,
     SelectCheckpoint,
     LossChart,

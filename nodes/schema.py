@@ -22,6 +22,8 @@ Optimizer = io.Custom("PISTACHIO_OPTIMIZER")
 Evaluation = io.Custom("PISTACHIO_EVALUATION")
 Logging = io.Custom("PISTACHIO_LOGGING")
 
+SETTINGS = "Pistachio/settings"  # the category of every settings node
+
 # The file menu of the stock LoRA loader is a list, and the only type that both hosts let into it is the wildcard.
 LoraName = io.AnyType
 

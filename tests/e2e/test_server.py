@@ -13,8 +13,9 @@ def test_the_pack_loads_without_a_word_of_complaint(server):
     assert "PistachioTrainLora" in ours
     assert all(node["category"].startswith("Pistachio/") for node in ours.values())
     assert not [name for name in info if "pistachio" in name.lower() and not name.startswith("Pistachio")]
-    log = server.log()
-    assert "IMPORT FAILED" not in log
+    # Up to the first prompt: other tests of the same server queue bad input on purpose.
+    log = server.log().split("got prompt")[0]
+    assert "Starting server" in log and "IMPORT FAILED" not in log
     complaints = [line for line in log.splitlines() if "pistachio" in line.lower() and any(word in line for word in ("WARN", "ERROR", "Warning", "Error"))]
     assert complaints == []
 

@@ -8,7 +8,8 @@ from pistachio.training.adapted import AdaptedNetwork
 from pistachio.training.batches import TrainItem
 from pistachio.training.config import AdapterConfig, EvaluationConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from pistachio.training.evaluation import EvalItem
-from pistachio.training.loop import RunInfo, Trainer, train
+from pistachio.training.loop import RunInfo, train
+from pistachio.training.trainer import Trainer
 from pistachio.training.run import RunFolder
 
 

@@ -1,0 +1,8 @@
+"""Settings on the canvas: each node fills one dataclass of `training.config`."""
+
+from .adapter import AdapterSettings
+from .evaluation import EvaluationSettings
+from .logging import LoggingSettings
+from .optimizer import OptimizerSettings
+
+SETTINGS_NODES = (AdapterSettings, OptimizerSettings, EvaluationSettings, LoggingSettings)

@@ -1,0 +1,38 @@
+"""Evaluation settings on the canvas; every input is optional."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ...training.config import EvaluationConfig
+from ..schema import ADVANCED, SETTINGS, Evaluation, default, schema
+
+
+class EvaluationSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="PistachioEvaluationSettings",
+            display_name="Evaluation Settings",
+            category=SETTINGS,
+            description="How often the loss on the held-out pictures is measured, and when the run may stop by itself. Each evaluation is also a checkpoint.",
+            search_aliases=["validation loss", "early stopping", "checkpoints", "save every"],
+            inputs=[
+                io.Int.Input(
+                    "num_evaluations", default=default(EvaluationConfig, "num_evaluations"), optional=True, min=1, max=200,
+                    tooltip="Evaluations over the run, each with a saved checkpoint. More find the best step more finely and take longer.",
+                ),
+                io.Int.Input(
+                    "timesteps_per_image", default=default(EvaluationConfig, "timesteps_per_image"), optional=True, min=1, max=64,
+                    tooltip="Noise levels at which each held-out picture is measured. More give a steadier number.", **ADVANCED,
+                ),
+                io.Boolean.Input("early_stop", default=default(EvaluationConfig, "early_stop"), optional=True, tooltip="End the run when the held-out loss has stopped falling."),
+                io.Int.Input("patience", default=default(EvaluationConfig, "patience"), optional=True, min=1, max=200, tooltip="Evaluations without a new best before the run ends.", **ADVANCED),
+                io.Int.Input("min_evaluations", default=default(EvaluationConfig, "min_evaluations"), optional=True, min=1, max=200, tooltip="Never end before this many evaluations.", **ADVANCED),
+            ],
+            outputs=[Evaluation.Output("evaluation", display_name="evaluation", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, **values) -> io.NodeOutput:
+        return io.NodeOutput(EvaluationConfig(**values))
