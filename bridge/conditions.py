@@ -23,32 +23,41 @@ class HostCondition:
 
 def prepare(base_model, conditioning: list, latents: torch.Tensor) -> HostCondition:
     """`conditioning`: the host's [[tensor, dict]]; `latents`: [1, C, ...], whose size SDXL is told."""
-    values = [[tensor, {"guidance": 1.0, **extra}] for tensor, extra in conditioning[:1]]
     with torch.no_grad():
-        converted = comfy.sampler_helpers.convert_cond(_normal(values))
-        noise = torch.zeros_like(latents)
-        try:
-            processed = comfy.samplers.process_conds(
-                base_model, noise, {"positive": converted}, torch.device("cpu"),
-                latent_image=torch.zeros_like(latents), denoise_mask=None, seed=0, latent_shapes=[list(noise.shape)],
-            )
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise PistachioError(
-                f"This model can't use the encoded captions ({type(error).__name__}: {error}). They were encoded with another "
-                "model's text encoder: connect the CLIP that belongs to this MODEL to Encode Dataset."
-            ) from error
-        arguments = {
-            name: value.process_cond(batch_size=1, area=None)
-            for name, value in processed["positive"][0]["model_conds"].items()
-        }
+        arguments = host_arguments(base_model, _normal(conditioning[:1]), latents)
     arguments = {name: _normal_cond(value) for name, value in arguments.items()}
-    group = ";".join(f"{name}={_signature(value)}" for name, value in sorted(arguments.items()))
-    return HostCondition(arguments=arguments, group=group)
+    return HostCondition(arguments=arguments, group=group_of(arguments))
+
+
+def host_arguments(base_model, conditioning: list, latents: torch.Tensor) -> dict:
+    """Name -> COND object for one sample; differentiable with respect to the conditioning's tensors."""
+    converted = comfy.sampler_helpers.convert_cond([[tensor, {"guidance": 1.0, **extra}] for tensor, extra in conditioning])
+    noise = torch.zeros_like(latents)
+    try:
+        processed = comfy.samplers.process_conds(
+            base_model, noise, {"positive": converted}, torch.device("cpu"),
+            latent_image=torch.zeros_like(latents), denoise_mask=None, seed=0, latent_shapes=[list(noise.shape)],
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise PistachioError(
+            f"This model can't use the encoded captions ({type(error).__name__}: {error}). They were encoded with another "
+            "model's text encoder: connect the CLIP that belongs to this MODEL to Encode Dataset."
+        ) from error
+    return {name: value.process_cond(batch_size=1, area=None) for name, value in processed["positive"][0]["model_conds"].items()}
+
+
+def group_of(arguments: dict) -> str:
+    """Samples whose arguments have one signature can be concatenated."""
+    return ";".join(f"{name}={_signature(value)}" for name, value in sorted(arguments.items()))
 
 
 def concatenate(conditions: list[HostCondition], device: torch.device) -> dict:
     """Keyword arguments of `apply_model` for the whole batch."""
-    joined = comfy.samplers.cond_cat([condition.arguments for condition in conditions])
+    return concatenate_arguments([condition.arguments for condition in conditions], device)
+
+
+def concatenate_arguments(arguments: list[dict], device: torch.device) -> dict:
+    joined = comfy.samplers.cond_cat(arguments)
     return {name: _to(value, device) for name, value in joined.items()}
 
 
