@@ -68,12 +68,15 @@ class HostModel:
         return self.model_sampling.calculate_denoised(sigma_B, ones, torch.zeros_like(ones)).flatten()
 
     def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[HostCondition]) -> Tensor:
+        return self._apply(x_t, sigma_B, concatenate(list(conditions), self.device))
+
+    def _apply(self, x_t: Tensor, sigma_B: Tensor, arguments: dict) -> Tensor:
+        """`arguments`: of the host's `apply_model`, for the whole batch."""
         options = {
             "optimized_attention_override": differentiable_attention,
             "sigmas": sigma_B,
-            "cond_or_uncond": [0] * len(conditions),
+            "cond_or_uncond": [0] * x_t.shape[0],
         }
-        arguments = concatenate(list(conditions), self.device)
         return self.base_model._apply_model(x_t, sigma_B, transformer_options=options, **arguments)
 
     def condition_group(self, condition: HostCondition) -> str:
