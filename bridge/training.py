@@ -1,4 +1,4 @@
-"""From the train node's inputs to a finished run: identity, checks, items, then the engine's loop."""
+"""From the train node's inputs to a finished run: identity, checks, then the engine's loop."""
 
 from __future__ import annotations
 
@@ -14,18 +14,15 @@ import comfy.model_management
 import comfyui_version
 import torch
 
-from ..dataset.cache import CacheMiss, load_condition, load_latent
-from ..dataset.types import EncodedDataset, EncodedItem
-from ..training.batches import TrainItem
+from ..dataset.types import EncodedDataset
 from ..training.config import LoggingConfig, TrainConfig, to_dict
 from ..training.errors import PistachioError, RunConflictError
-from ..training.evaluation import EvalItem
 from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
 from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
-from .conditions import HostCondition, prepare
 from .fingerprint import fingerprint
+from .items import CachedItem, load_items
 from .model import HostModel, refuse_untrainable
 
 log = logging.getLogger("pistachio")
@@ -62,8 +59,7 @@ def train_lora(
             log.info("Run '%s' is finished already: returning it.", name)
             return run
         model = HostModel(patcher, precision=config.precision)
-        with torch.inference_mode(False):
-            items = [_load(item, model) for item in encoded.items]
+        train_set, held_out = load_items(encoded, model)
         checkpointing = _use_checkpointing(config, model)
         wandb = WandbLogger(logging_config, folder.path, name, to_dict(config))
 
@@ -74,12 +70,9 @@ def train_lora(
         report = None
         try:
             with model.training():
-                _try_forward(model, items[0])
+                _try_forward(model, train_set[0])
                 train(
-                    model,
-                    [item for item, source in zip(items, encoded.items) if not source.held_out],
-                    [_eval_item(item) for item, source in zip(items, encoded.items) if source.held_out],
-                    config, folder,
+                    model, train_set, held_out, config, folder,
                     RunInfo(
                         name=name, trigger=encoded.trigger_word, split_id=encoded.split_id, base_model_hash=model_hash,
                         resolution=(encoded.items[0].width, encoded.items[0].height),
@@ -169,7 +162,7 @@ def _describe(encoded: EncodedDataset) -> dict:
     }
 
 
-# ---- items ---------------------------------------------------------------
+# ---- checks --------------------------------------------------------------
 
 
 def _check_items(encoded: EncodedDataset) -> None:
@@ -177,39 +170,7 @@ def _check_items(encoded: EncodedDataset) -> None:
         raise PistachioError("No picture is left to train on: all are held out. Lower the held-out share on Split Dataset.")
 
 
-def _load(item: EncodedItem, model: HostModel) -> TrainItem:
-    try:
-        latents = load_latent(item.latent_path)
-        own, prior = load_condition(item.caption_path), load_condition(item.prior_path)
-    except CacheMiss as error:
-        raise PistachioError(f"The encoded '{item.relative_path}' is gone from the cache. Queue again: Encode Dataset makes it anew.") from error
-    _check_latent(latents, item, model)
-    latents = model.base_model.process_latent_in(latents.float())
-    condition: HostCondition = prepare(model.base_model, own, latents)
-    prior_condition = prepare(model.base_model, prior, latents)
-    return TrainItem(
-        content_hash=item.content_hash, latents=latents, condition=condition, group=condition.group,
-        prior_condition=prior_condition, prior_group=prior_condition.group,
-    )
-
-
-def _eval_item(item: TrainItem) -> EvalItem:
-    return EvalItem(content_hash=item.content_hash, latents=item.latents, condition=item.condition, group=item.group)
-
-
-def _check_latent(latents: torch.Tensor, item: EncodedItem, model: HostModel) -> None:
-    wanted = model.base_model.latent_format
-    axes = wanted.latent_dimensions + 2
-    if latents.shape[1] != wanted.latent_channels or latents.ndim != axes:
-        raise PistachioError(
-            f"The VAE doesn't belong to this model: it gave {latents.shape[1]} channels in {latents.ndim} axes, and {model.family} wants "
-            f"{wanted.latent_channels} in {axes}. Connect this model's own VAE to Encode Dataset."
-        )
-    if not torch.isfinite(latents).all():
-        raise PistachioError(f"The VAE gave values that are not finite for '{item.relative_path}'. Load the VAE in fp32 or bf16.")
-
-
-def _try_forward(model: HostModel, item: TrainItem) -> None:
+def _try_forward(model: HostModel, item: CachedItem) -> None:
     """Shapes that don't fit show here, before anything is written as trained."""
     sigma_B = model.sigma_at(torch.tensor([0.5]))
     latents = item.latents.to(model.device)

@@ -1,12 +1,21 @@
 """The frozen records that flow between the stages: pictures -> Dataset -> EncodedDataset.
 
-They hold paths, texts and hashes, never pixels: 10,000 pictures cost a few megabytes.
+They hold paths, texts and hashes, never pixels: 10,000 pictures cost a few tens of megabytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """Which frames of a video: frame i is the one shown at start_seconds + i / fps."""
+
+    start_seconds: float
+    num_frames: int  # 4n + 1
+    fps: float  # frames a second after resampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +28,9 @@ class Picture:
     caption: str | None  # None: there is no sidecar; "" is an empty one
     difference_hash: int  # 64-bit, for near-duplicates
     colour_grid: bytes = b""  # 8x8 mean RGB, 192 bytes: tells apart drawings of one layout; empty: unknown
+    more_captions: tuple[str, ...] = ()  # other captions of the same picture
+    mask_path: Path | None = None
+    clip: Clip | None = None  # a part of a video; None: a picture
 
     @property
     def caption_path(self) -> Path:
@@ -50,7 +62,35 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedLatent:
+    """One crop of a picture."""
+
+    path: Path  # safetensors: "latent" [1, C, (T,) h, w], as the VAE gave it
+    mask_path: Path | None = None  # safetensors: "mask" [1, 1, (1,) h, w]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedCaption:
+    caption: str
+    prior_caption: str
+    caption_path: Path
+    prior_path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedSize:
+    """A picture at one training size: the crop at the centre first, then flipped and random ones."""
+
+    width: int  # pixels of the training crop
+    height: int
+    latent_shape: tuple[int, ...]
+    latents: tuple[EncodedLatent, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedItem:
+    """A picture; what it is evaluated with are the plain fields, and `more_...` are for training alone."""
+
     content_hash: str
     relative_path: str
     caption: str  # the literal text encoded, trigger included
@@ -61,6 +101,27 @@ class EncodedItem:
     caption_path: Path  # a cached CONDITIONING
     prior_path: Path
     held_out: bool
+    latent_shape: tuple[int, ...] = ()  # empty: ask the file
+    mask_path: Path | None = None
+    repeats: int = 1
+    more_latents: tuple[EncodedLatent, ...] = ()
+    more_captions: tuple[EncodedCaption, ...] = ()
+    more_sizes: tuple[EncodedSize, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[EncodedSize, ...]:
+        first = EncodedLatent(path=self.latent_path, mask_path=self.mask_path)
+        return (
+            EncodedSize(width=self.width, height=self.height, latent_shape=self.latent_shape, latents=(first, *self.more_latents)),
+            *self.more_sizes,
+        )
+
+    @property
+    def captions(self) -> tuple[EncodedCaption, ...]:
+        first = EncodedCaption(
+            caption=self.caption, prior_caption=self.prior_caption, caption_path=self.caption_path, prior_path=self.prior_path
+        )
+        return (first, *self.more_captions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +133,8 @@ class EncodedDataset:
     vae_fingerprint: str
     clip_fingerprint: str
     notes: tuple[str, ...] = ()
+    caption_dropout: float = 0.0  # share of the training samples that get the empty caption
+    empty_path: Path | None = None  # the empty caption's CONDITIONING; there when captions are dropped
 
     @property
     def train(self) -> tuple[EncodedItem, ...]:

@@ -53,6 +53,10 @@ class EvalItem:
     condition: Condition
     group: str  # pictures of equal shape and group share a forward pass
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.latents.shape)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
@@ -88,7 +92,7 @@ def plan_draws(
     grid = sample(distribution, (torch.arange(grid_size, dtype=torch.float64) + 0.5) / grid_size).tolist()
     draws = []
     for rank, content_hash in enumerate(hashes):
-        shape = tuple(by_hash[content_hash].latents.shape)
+        shape = by_hash[content_hash].shape
         for j in _timestep_indices(rank, len(hashes), grid_size):
             draws.append(Draw(content_hash=content_hash, index=j, t=grid[j], seed=noise_seed(content_hash, shape, j)))
     return tuple(draws)
@@ -155,7 +159,7 @@ def _batches(by_hash: dict[str, EvalItem], draws: Sequence[Draw], batch_size: in
     groups: dict[tuple, list[Draw]] = {}
     for draw in sorted(draws, key=lambda draw: (draw.content_hash, draw.index)):
         item = by_hash[draw.content_hash]
-        groups.setdefault((tuple(item.latents.shape), item.group), []).append(draw)
+        groups.setdefault((item.shape, item.group), []).append(draw)
     for key in sorted(groups):
         members = groups[key]
         # The smallest equal size that needs no more forwards: padding is then less than one draw a batch.
@@ -168,7 +172,7 @@ def _batches(by_hash: dict[str, EvalItem], draws: Sequence[Draw], batch_size: in
 def _batch_errors(model: TrainableModel, by_hash: dict[str, EvalItem], draws: list[Draw]) -> list[float]:
     pictures = [by_hash[draw.content_hash] for draw in draws]
     latents = torch.cat([item.latents for item in pictures]).to(model.device, torch.float32)
-    noise = torch.cat([noise_for(d.seed, item.latents.shape) for d, item in zip(draws, pictures)]).to(model.device)
+    noise = torch.cat([noise_for(d.seed, item.shape) for d, item in zip(draws, pictures)]).to(model.device)
     t_B = torch.tensor([draw.t for draw in draws], dtype=torch.float32, device=model.device)
     sigma_B = model.sigma_at(t_B)
     x_t = model.add_noise(latents, noise, sigma_B)

@@ -94,9 +94,7 @@ class _Session:
         )
         distribution = trainer.distribution
         self.draws = plan_draws(self.eval_items, num_timesteps=self.schedule.num_timesteps, distribution=distribution) if self.eval_items else ()
-        self.probe_items = [
-            EvalItem(content_hash=i.content_hash, latents=i.latents, condition=i.condition, group=i.group) for i in probe_items
-        ] if self.schedule.num_probes else []
+        self.probe_items = probe_items if self.schedule.num_probes else []  # they have all that an EvalItem has
         self.probe_draws = (
             plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution, for_choice=False) if self.probe_items else ()
         )

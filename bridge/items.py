@@ -1,0 +1,230 @@
+"""Encoded pictures as the engine's items, read from the cache when a step asks for them.
+
+A shape is known without reading; latents, masks and conditions pass through one bounded store, so that
+10,000 pictures need no more memory than 200. Knows nothing about which picture is drawn when.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dataset import cache
+from ..dataset.cache import CacheMiss
+from ..dataset.types import EncodedDataset, EncodedItem, EncodedSize
+from ..training.batches import TrainSet
+from ..training.errors import PistachioError
+from .conditions import HostCondition, prepare
+from .model import HostModel
+
+STORE_BYTES = 1 << 30  # latents and conditions kept in memory: a character's whole set, a part of a large one
+
+
+class _Store:
+    """The most recently used values, at most `limit_bytes` of them together (and always the last one)."""
+
+    def __init__(self, limit_bytes: float):
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: Hashable, read: Callable[[], Any]) -> Any:
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key][0]
+        value = read()
+        self._values[key] = value, _size_bytes(value)
+        self.size_bytes += self._values[key][1]
+        while self.size_bytes > self.limit_bytes and len(self._values) > 1:
+            self.size_bytes -= self._values.popitem(last=False)[1][1]
+        return value
+
+
+def _size_bytes(value: Any) -> int:
+    if torch.is_tensor(value):
+        return value.numel() * value.element_size()
+    if isinstance(value, HostCondition):
+        return sum(_size_bytes(argument.cond) for argument in value.arguments.values())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size_bytes, value))
+    return 0
+
+
+class ItemReader:
+    """Reads the cache's files into the model's own form."""
+
+    def __init__(self, model: HostModel, *, store_bytes: float = STORE_BYTES):
+        # Some networks take a part in encoding the caption: read later, the adapter in training would change it.
+        self.reads_all = hasattr(model.network, "preprocess_text_embeds")
+        self.base_model = model.base_model
+        self.store = _Store(float("inf") if self.reads_all else store_bytes)
+        self._groups: dict[tuple[Path, tuple[int, ...]], str] = {}
+
+    def latents(self, path: Path, name: str) -> Tensor:
+        return self.store.get(path, lambda: self._read_latents(path, name))
+
+    def _read_latents(self, path: Path, name: str) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            latents = _present(cache.load_latent, path, name).float()
+            if not torch.isfinite(latents).all():
+                raise PistachioError(f"The VAE gave values that are not finite for '{name}'. Load the VAE in fp32 or bf16.")
+            return self.base_model.process_latent_in(latents)
+
+    def condition(self, path: Path, shape: tuple[int, ...], name: str) -> HostCondition:
+        """`shape`: of the latents, which some networks are told."""
+        return self.store.get((path, shape), lambda: self._read_condition(path, shape, name))
+
+    def _read_condition(self, path: Path, shape: tuple[int, ...], name: str) -> HostCondition:
+        with torch.inference_mode(False):
+            return prepare(self.base_model, _present(cache.load_condition, path, name), torch.zeros(shape))
+
+    def group(self, path: Path, shape: tuple[int, ...], name: str) -> str:
+        if (path, shape) not in self._groups:
+            self._groups[path, shape] = sys.intern(self.condition(path, shape, name).group)
+        return self._groups[path, shape]
+
+    def mask(self, path: Path, name: str) -> Tensor:
+        with torch.inference_mode(False):
+            return self.store.get(path, lambda: _present(cache.load_mask, path, name))
+
+
+def _present(load: Callable[[Path], Any], path: Path, name: str) -> Any:
+    try:
+        return load(path)
+    except CacheMiss as error:
+        raise PistachioError(f"The encoded '{name}' is gone from the cache. Queue again: Encode Dataset makes it anew.") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachedItem:
+    """One picture at one size, with the attributes of a TrainItem and of an EvalItem."""
+
+    reader: ItemReader
+    source: EncodedItem
+    size: EncodedSize
+    empty_path: Path | None = None
+    loss_weight: float = 1.0
+    versioned: bool = True  # may be drawn flipped, cropped or with another caption
+    index: int = 0  # of the version: the captions of the first crop, then those of the next
+
+    @property
+    def content_hash(self) -> str:
+        return self.source.content_hash
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.size.latent_shape
+
+    @property
+    def repeats(self) -> int:
+        return self.source.repeats
+
+    @property
+    def num_versions(self) -> int:
+        return len(self.size.latents) * (1 + len(self.source.more_captions)) if self.versioned else 1
+
+    def version(self, index: int) -> "CachedItem":
+        return CachedItem(
+            reader=self.reader, source=self.source, size=self.size, empty_path=self.empty_path,
+            loss_weight=self.loss_weight, versioned=self.versioned, index=index,
+        )
+
+    @property
+    def _latent(self):
+        return self.size.latents[self.index // (1 + len(self.source.more_captions))]
+
+    @property
+    def _caption(self):
+        index = self.index % (1 + len(self.source.more_captions))
+        return self.source.more_captions[index - 1] if index else self.source
+
+    @property
+    def latents(self) -> Tensor:
+        return self.reader.latents(self._latent.path, self.source.relative_path)
+
+    @property
+    def mask(self) -> Tensor | None:
+        path = self._latent.mask_path
+        return None if path is None else self.reader.mask(path, self.source.relative_path)
+
+    @property
+    def condition(self) -> HostCondition:
+        return self.reader.condition(self._caption.caption_path, self.shape, self.source.relative_path)
+
+    @property
+    def group(self) -> str:
+        return self.reader.group(self._caption.caption_path, self.shape, self.source.relative_path)
+
+    @property
+    def prior_condition(self) -> HostCondition:
+        return self.reader.condition(self._caption.prior_path, self.shape, self.source.relative_path)
+
+    @property
+    def prior_group(self) -> str:
+        return self.reader.group(self._caption.prior_path, self.shape, self.source.relative_path)
+
+    @property
+    def empty_condition(self) -> HostCondition:
+        return self.reader.condition(self.empty_path, self.shape, self.source.relative_path)
+
+    @property
+    def empty_group(self) -> str:
+        return self.reader.group(self.empty_path, self.shape, self.source.relative_path)
+
+
+def load_items(encoded: EncodedDataset, model: HostModel, *, store_bytes: float = STORE_BYTES) -> tuple[TrainSet, list[CachedItem]]:
+    """What to train on and what is held out. PistachioError when a file is gone or the VAE was another model's."""
+    reader = ItemReader(model, store_bytes=store_bytes)
+    train = tuple(
+        CachedItem(reader=reader, source=item, size=size, empty_path=encoded.empty_path)
+        for item in encoded.train for size in _checked_sizes(item, model)
+    )
+    held_out = [
+        CachedItem(reader=reader, source=item, size=_checked_sizes(item, model)[0], versioned=False) for item in encoded.held_out
+    ]
+    if reader.reads_all:
+        _read_all([*train, *held_out])
+    return TrainSet(items=train, caption_dropout=encoded.caption_dropout), held_out
+
+
+def _checked_sizes(item: EncodedItem, model: HostModel) -> list[EncodedSize]:
+    """Every file of the item is whole and fits the model; headers alone are read."""
+    sizes = []
+    for size in item.sizes:
+        shape = None
+        for latent in size.latents:
+            shape = _present(cache.latent_shape, latent.path, item.relative_path)
+            if latent.mask_path is not None:
+                _present(cache.check_mask, latent.mask_path, item.relative_path)
+        _check_shape(shape, model)
+        sizes.append(EncodedSize(width=size.width, height=size.height, latent_shape=shape, latents=size.latents))
+    for caption in item.captions:
+        _present(cache.check_condition, caption.caption_path, item.relative_path)
+        _present(cache.check_condition, caption.prior_path, item.relative_path)
+    return sizes
+
+
+def _check_shape(shape: tuple[int, ...], model: HostModel) -> None:
+    wanted = model.base_model.latent_format
+    axes = wanted.latent_dimensions + 2
+    if len(shape) != axes or shape[1] != wanted.latent_channels:
+        raise PistachioError(
+            f"The VAE doesn't belong to this model: it gave {shape[1]} channels in {len(shape)} axes, and {model.family} wants "
+            f"{wanted.latent_channels} in {axes}. Connect this model's own VAE to Encode Dataset."
+        )
+
+
+def _read_all(items: list[CachedItem]) -> None:
+    for item in items:
+        for index in range(item.num_versions):
+            version = item.version(index)
+            version.group, version.prior_group
+            if item.empty_path is not None:
+                version.empty_group
