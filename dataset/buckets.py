@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -62,12 +63,35 @@ def bucket_note(name: str, width: int, height: int, bucket: tuple[int, int], res
     return None
 
 
-def fit(image: Image.Image, width: int, height: int) -> Tensor:
-    """Resize to cover (Lanczos) and crop the centre: float32 [1, height, width, 3] in 0..1."""
-    scale = max(width / image.width, height / image.height)
-    crop_width, crop_height = min(width / scale, image.width), min(height / scale, image.height)
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    resized = image.convert("RGB").resize(
-        (width, height), Image.Resampling.LANCZOS, box=(left, top, left + crop_width, top + crop_height)
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crop:
+    """Which part of a picture is trained."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom in the picture's pixels
+    flip: bool = False  # mirrored left to right
+    name: str = ""  # tells it apart on disk; "" is the crop at the centre
+
+
+def centre_crop(image_width: int, image_height: int, width: int, height: int) -> Crop:
+    """The largest part of the bucket's shape."""
+    scale = max(width / image_width, height / image_height)
+    crop_width, crop_height = min(width / scale, image_width), min(height / scale, image_height)
+    left, top = (image_width - crop_width) / 2, (image_height - crop_height) / 2
+    return Crop(box=(left, top, left + crop_width, top + crop_height))
+
+
+def fit(image: Image.Image, width: int, height: int, crop: Crop | None = None) -> Tensor:
+    """Crop (by default the centre) and resize (Lanczos): float32 [1, height, width, 3] in 0..1."""
+    crop = crop or centre_crop(image.width, image.height, width, height)
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS, box=crop.box)
+    if crop.flip:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)[None]
+
+
+def fit_mask(mask: Image.Image, width: int, height: int, crop: Crop) -> Tensor:
+    """The same part of a mask, each value the mean of what it covers: float32 [height, width] in 0..1."""
+    resized = mask.resize((width, height), Image.Resampling.BOX, box=crop.box)
+    if crop.flip:
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)

@@ -1,4 +1,4 @@
-"""A folder on disk -> Dataset: which files are pictures, in which order, with which captions.
+"""A folder on disk -> Dataset: which files are pictures, in which order, with which captions and masks.
 
 Owns the scan and its errors. Whether the result is enough to train on is `checks.py`'s matter.
 """
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Callable
 
 from ..training.errors import PistachioError
-from .captions import read_caption
+from .captions import CAPTION_TABLE, more_caption_paths, read_caption, read_caption_table
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
 from .types import Dataset, Picture, Skipped
 
 log = logging.getLogger(__name__)
 
+MASK_ENDING, MASK_FOLDER = ".mask", "masks"
+MASK_EXTENSIONS = (".png", ".webp", ".jpg", ".jpeg", ".bmp")
 SHOWN_NAMES = 5  # an error names this many files and counts the rest
 
 
@@ -50,6 +52,10 @@ def load_folder(
         )
     pictures, skipped, notes = [], [], []
     sidecars: dict[Path, str] = {}
+    stems: dict[Path, set[str]] = {}
+    for path in candidates:
+        stems.setdefault(path.parent, set()).add(path.stem)
+    tables = {parent: read_caption_table(parent) for parent in stems}
     for done, path in enumerate(candidates):
         check_interrupted()
         relative_path = path.relative_to(folder).as_posix()
@@ -59,7 +65,7 @@ def load_folder(
             skipped.append(Skipped(relative_path=relative_path, reason=str(error)))
             log.warning("Skipped %s: %s", relative_path, error)
         else:
-            pictures.append(replace(picture, caption=read_caption(picture.caption_path)))
+            pictures.append(_with_texts(picture, tables[path.parent], stems[path.parent]))
             notes.extend(picture_notes)
             other = sidecars.setdefault(picture.caption_path, relative_path)
             if other != relative_path:
@@ -86,7 +92,34 @@ def list_pictures(folder: Path, *, recursive: bool) -> list[Path]:
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS | UNSUPPORTED_EXTENSIONS:
                 found.append(Path(root) / name)
-    return sorted(found, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+    names = {(path.parent, path.stem) for path in found}
+    pictures = [path for path in found if not _is_mask(path, names)]
+    return sorted(pictures, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
+
+
+def _is_mask(path: Path, names: set[tuple[Path, str]]) -> bool:
+    """'a.mask.png' beside 'a.jpg', or 'masks/a.png' below it."""
+    if path.stem.endswith(MASK_ENDING) and (path.parent, path.stem.removesuffix(MASK_ENDING)) in names:
+        return True
+    return path.parent.name == MASK_FOLDER and (path.parent.parent, path.stem) in names
+
+
+def find_mask(path: Path) -> Path | None:
+    """The mask of the picture at `path`."""
+    for extension in MASK_EXTENSIONS:
+        for mask in (path.with_name(f"{path.stem}{MASK_ENDING}{extension}"), path.parent / MASK_FOLDER / f"{path.stem}{extension}"):
+            if mask.is_file() and mask != path:
+                return mask
+    return None
+
+
+def _with_texts(picture: Picture, table: dict[str, tuple[str, ...]], stems: set[str]) -> Picture:
+    """Captions and mask. A sidecar counts before captions.json: it is what Caption Dataset and people edit."""
+    caption, more = read_caption(picture.caption_path), ()
+    if caption is None and picture.path.name in table:
+        caption, *more = table[picture.path.name]
+    more = [*more, *(read_caption(path) for path in more_caption_paths(picture.caption_path, stems))]
+    return replace(picture, caption=caption, more_captions=tuple(text for text in more if text), mask_path=find_mask(picture.path))
 
 
 def folder_fingerprint(folder: Path, *, recursive: bool = True) -> str:
@@ -94,11 +127,15 @@ def folder_fingerprint(folder: Path, *, recursive: bool = True) -> str:
     digest = hashlib.sha256()
     folder = Path(folder).absolute()
     if folder.is_dir():
-        for path in list_pictures(folder, recursive=recursive):
-            for file in (path, path.with_suffix(".txt")):
-                if file.exists():
-                    status = file.stat()
-                    digest.update(f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        pictures = list_pictures(folder, recursive=recursive)
+        files = [folder / CAPTION_TABLE, *(parent / CAPTION_TABLE for parent in sorted({path.parent for path in pictures} - {folder}))]
+        for path in pictures:
+            caption, mask = path.with_suffix(".txt"), find_mask(path)
+            files += [path, caption, *more_caption_paths(caption, frozenset()), *([mask] if mask else [])]
+        for file in files:
+            if file.exists():
+                status = file.stat()
+                digest.update(f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -49,6 +49,16 @@ def read_rgb(path: Path) -> Image.Image:
     return read_picture(path)[0]
 
 
+def read_alpha(path: Path) -> Image.Image | None:
+    """The upright alpha channel, mode L; None if the picture has none. For a file that `read_rgb` reads."""
+    with _strict_decoding(), Image.open(path) as image:
+        image.load()
+        upright = _upright(image, path.name, [])
+        if upright.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in upright.info:
+            return None
+        return upright.convert("RGBA").getchannel("A")
+
+
 def read_picture(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     """As `read_rgb`, with notes for the user on what was changed, for example which frame was taken."""
     try:
