@@ -14,7 +14,7 @@ RUN_NAME = "pistachio_demo"
 SIZE_PX = 96
 # The base is so small that a real character's defaults (1e-4, 1600 steps) would not move it.
 TRAINING = {
-    "num_steps": 300, "batch_size": 4, "seed": 7, "prior_preservation": 0.7, "timestep_distribution": "uniform",
+    "num_steps": 300, "batch_size": 4, "seed": 7, "prior_preservation": 0.7,
     "run_name": RUN_NAME, "trigger_word": TRIGGER,
 }
 LEARNING_RATE = 1e-3
@@ -53,7 +53,8 @@ def training(folder: str) -> dict:
             "PistachioEncodeDataset", dataset=["split", 0], vae=["vae", 0], clip=["clip", 0], trigger_word=TRIGGER, resolution=SIZE_PX
         ),
         "optimizer": node("PistachioOptimizerSettings", learning_rate=LEARNING_RATE),
-        "train": node("PistachioTrainLora", model=["model", 0], encoded=["encode", 0], optimizer=["optimizer", 0], **TRAINING),
+        "objective": node("PistachioObjectiveSettings", timestep_distribution="uniform"),
+        "train": node("PistachioTrainLora", model=["model", 0], encoded=["encode", 0], optimizer=["optimizer", 0], objective=["objective", 0], **TRAINING),
         "choose": node("PistachioSelectCheckpoint", run=["train", 2]),
         "chart": node("PistachioLossChart", run=["train", 2]),
     }

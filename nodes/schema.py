@@ -19,6 +19,7 @@ Encoded = io.Custom("PISTACHIO_ENCODED")
 RunHandle = io.Custom("PISTACHIO_RUN")
 Adapter = io.Custom("PISTACHIO_ADAPTER")
 Optimizer = io.Custom("PISTACHIO_OPTIMIZER")
+Objective = io.Custom("PISTACHIO_OBJECTIVE")
 Evaluation = io.Custom("PISTACHIO_EVALUATION")
 Logging = io.Custom("PISTACHIO_LOGGING")
 

@@ -10,12 +10,11 @@ from ..bridge.lora import apply_lora, install_checkpoint
 from ..bridge.progress import check_interrupted
 from ..bridge.training import train_lora
 from ..training.config import (
-    CHECKPOINTING, PRECISIONS, TIMESTEP_DISTRIBUTIONS, AdapterConfig, EvaluationConfig, LoggingConfig, ObjectiveConfig, OptimizerConfig,
-    TrainConfig,
+    CHECKPOINTING, PRECISIONS, AdapterConfig, EvaluationConfig, LoggingConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, replace,
 )
 from ..training.errors import PistachioError
 from ..training.run import RunFolder, check_run_name
-from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Optimizer, RunHandle, default, problem, schema
+from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Objective, Optimizer, RunHandle, default, problem, schema
 from .shown import chosen_step, image_tensor, loss_chart, run_sentences, shown
 
 
@@ -34,6 +33,7 @@ class TrainLora(io.ComfyNode):
                 Encoded.Input("encoded", tooltip="From Encode Dataset, made with this model's VAE and CLIP."),
                 Adapter.Input("adapter", optional=True, tooltip="From Adapter Settings. Not connected: LoRA of rank 16 on all linear layers."),
                 Optimizer.Input("optimizer", optional=True, tooltip="From Optimizer Settings. Not connected: AdamW at 1e-4 with a cosine schedule."),
+                Objective.Input("objective", optional=True, tooltip="From Objective Settings. Not connected: the timesteps that suit the model and the plain squared error."),
                 Evaluation.Input("evaluation", optional=True, tooltip="From Evaluation Settings. Not connected: 16 evaluations and early stop."),
                 Logging.Input("logging", optional=True, tooltip="From Logging Settings. Not connected: the run folder alone."),
                 RunHandle.Input("continue_run", optional=True, tooltip="From Load Run: go on with this run, for num_steps in all (0: half as many again). run_name is then not used."),
@@ -49,10 +49,6 @@ class TrainLora(io.ComfyNode):
                 io.Float.Input(
                     "prior_preservation", default=default(ObjectiveConfig, "prior_fraction"), optional=True, min=0.0, max=0.9, step=0.05,
                     tooltip="Share of the samples that teach the LoRA to leave captions without the trigger word as the base has them. 0: the character may appear without its trigger. Needs no extra pictures.",
-                ),
-                io.Combo.Input(
-                    "timestep_distribution", options=list(TIMESTEP_DISTRIBUTIONS), default=default(ObjectiveConfig, "timestep_distribution"), optional=True,
-                    tooltip="Which noise levels are trained. auto: logit-normal for Flux, SD3.5 and Wan, uniform for SD1.5 and SDXL.", **ADVANCED,
                 ),
                 io.Combo.Input("precision", options=list(PRECISIONS), default=default(TrainConfig, "precision"), optional=True, tooltip="Of the computation. auto: bf16 on a GPU. fp32 is slower and never overflows. The LoRA itself is always fp32.", **ADVANCED),
                 io.Combo.Input(
@@ -80,16 +76,16 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, encoded, adapter=None, optimizer=None, evaluation=None, logging=None, continue_run=None, trigger_word="",
+        cls, model, encoded, adapter=None, optimizer=None, objective=None, evaluation=None, logging=None, continue_run=None, trigger_word="",
         run_name="my_character", num_steps=0, batch_size=1, accumulation=1, seed=0, prior_preservation=0.5,
-        timestep_distribution="auto", precision="auto", block_checkpointing="auto",
+        precision="auto", block_checkpointing="auto",
     ) -> io.NodeOutput:
         config = TrainConfig(
             num_steps=num_steps, batch_size=batch_size, accumulation=accumulation, seed=seed, precision=precision,
             block_checkpointing=block_checkpointing,
             adapter=adapter or AdapterConfig(),
             optimizer=optimizer or OptimizerConfig(),
-            objective=ObjectiveConfig(timestep_distribution=timestep_distribution, prior_fraction=prior_preservation),
+            objective=replace(objective or ObjectiveConfig(), prior_fraction=prior_preservation),
             evaluation=evaluation or EvaluationConfig(),
         )
         if trigger_word.strip() not in ("", encoded.trigger_word):

@@ -3,6 +3,7 @@
 from .adapter import AdapterSettings
 from .evaluation import EvaluationSettings
 from .logging import LoggingSettings
+from .objective import ObjectiveSettings
 from .optimizer import OptimizerSettings
 
-SETTINGS_NODES = (AdapterSettings, OptimizerSettings, EvaluationSettings, LoggingSettings)
+SETTINGS_NODES = (AdapterSettings, OptimizerSettings, ObjectiveSettings, EvaluationSettings, LoggingSettings)

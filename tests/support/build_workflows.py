@@ -158,13 +158,13 @@ def encoded_set(graph, family: Family, dataset, *, x: int):
 def training(graph, model, encoded, *, x: int, run_name: str, run=None):
     """Settings and the train node; its lora_name."""
     (adapter,) = graph.add("PistachioAdapterSettings", (x, 0), (320, 135))
-    (optimizer,) = graph.add("PistachioOptimizerSettings", (x, 190), (320, 290))
     (evaluation,) = graph.add("PistachioEvaluationSettings", (x, 555), (320, 160))
+    (optimizer,) = graph.add("PistachioOptimizerSettings", (x + 370, 0), (320, 490))
     trained = graph.add(
-        "PistachioTrainLora", (x + 370, 0), (520, 780), model=model, encoded=encoded, adapter=adapter, optimizer=optimizer,
+        "PistachioTrainLora", (x + 740, 0), (520, 780), model=model, encoded=encoded, adapter=adapter, optimizer=optimizer,
         evaluation=evaluation, run_name=run_name, **({"continue_run": run} if run else {}),
     )
-    graph.group("3  Train", (x - 30, -110, 950, 960), BROWN)
+    graph.group("3  Train", (x - 30, -110, 1320, 960), BROWN)
     return trained
 
 
@@ -245,7 +245,7 @@ def train_character(graph, family: Family) -> None:
     dataset = pictures(graph, family, note=TRAIN_NOTE.format(trigger=TRIGGER))
     model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
     _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name=f"my_character_{family.key}")
-    generation(graph, family, model, clip, vae, lora_name, x=2660)
+    generation(graph, family, model, clip, vae, lora_name, x=3030)
 
 
 def caption_only(graph) -> None:
@@ -266,7 +266,7 @@ def continue_run(graph) -> None:
     model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
     (run,) = graph.add("PistachioLoadRun", (1680, 775), (320, 55), run="my_character_sdxl")
     _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name="my_character_sdxl", run=run)
-    generation(graph, family, model, clip, vae, lora_name, x=2660)
+    generation(graph, family, model, clip, vae, lora_name, x=3030)
 
 
 WORKFLOWS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 
 from .adapter import AdapterConfig
-from .check import check
+from .check import check, meant
 from .evaluation import EvaluationConfig
 from .objective import ObjectiveConfig
 from .optimizer import OptimizerConfig
@@ -43,7 +43,9 @@ class TrainConfig:
 
     @property
     def ema_decay(self) -> float:
-        """The given decay, or one whose memory is a twelfth of the run (0.98 at 600 steps)."""
+        """The given decay, or one whose memory is a twelfth of the run (0.98 at 600 steps); 0 where the optimiser averages itself."""
+        if self.optimizer.averages_itself:
+            return 0.0
         return self.optimizer.ema_decay or max(0.0, 1.0 - 12.0 / max(1, self.num_steps))
 
     def resolve_num_steps(self, num_pictures: int) -> "TrainConfig":
@@ -61,7 +63,8 @@ def from_dict(cls, values: dict):
     """Rebuild a configuration written by `to_dict`; an unknown key is an error, a missing one takes its default."""
     known = {f.name: f for f in fields(cls)}
     unknown = sorted(set(values) - set(known))
-    check(not unknown, f"Unknown settings in {cls.__name__}: {', '.join(unknown)}. The run was written by another version.")
+    named = "; ".join(f"'{name}'.{meant(name, known)}" for name in unknown)
+    check(not unknown, f"Unknown settings in {cls.__name__}: {named} Correct or remove them; if nobody wrote them by hand, another version did.")
     built = {}
     for name, value in values.items():
         default = known[name].default_factory() if callable(known[name].default_factory) else known[name].default
