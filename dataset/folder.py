@@ -18,6 +18,7 @@ from ..training.errors import PistachioError
 from .captions import CAPTION_TABLE, more_caption_paths, read_caption, read_caption_table
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
 from .types import Dataset, Picture, Skipped
+from .video import VIDEO_EXTENSIONS, ClipSettings, is_video, read_clips
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ def load_folder(
     *,
     recursive: bool = True,
     trigger_word: str = "",
+    clips: ClipSettings | None = None,  # read videos too, as these clips; None: pictures alone
     progress: Callable[[int, int], None] = lambda done, total: None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Dataset:
@@ -44,7 +46,7 @@ def load_folder(
         raise PistachioError(f"The folder '{folder}' does not exist. Check the folder on Load Image Folder.")
     if not folder.is_dir():
         raise PistachioError(f"'{folder}' is a file, not a folder. Choose the folder that holds the pictures.")
-    candidates = list_pictures(folder, recursive=recursive)
+    candidates = list_pictures(folder, recursive=recursive, videos=clips is not None)
     if not candidates:
         hint = "" if recursive else " Switch 'recursive' on if they are in subfolders."
         raise PistachioError(
@@ -60,37 +62,48 @@ def load_folder(
         check_interrupted()
         relative_path = path.relative_to(folder).as_posix()
         try:
-            picture, picture_notes = _read(path, relative_path)
+            if clips is not None and is_video(path):
+                found, picture_notes = read_clips(path, relative_path, clips)
+            else:
+                picture, picture_notes = _read(path, relative_path)
+                found = [picture]
         except PistachioError as error:
             skipped.append(Skipped(relative_path=relative_path, reason=str(error)))
             log.warning("Skipped %s: %s", relative_path, error)
         else:
-            pictures.append(_with_texts(picture, tables[path.parent], stems[path.parent]))
+            pictures.extend(_with_texts(picture, tables[path.parent], stems[path.parent]) for picture in found)
             notes.extend(picture_notes)
-            other = sidecars.setdefault(picture.caption_path, relative_path)
+            caption_path = path.with_suffix(".txt")
+            other = sidecars.setdefault(caption_path, relative_path)
             if other != relative_path:
-                notes.append(f"'{other}' and '{relative_path}' share the caption file '{picture.caption_path.name}'. Rename one of them.")
+                notes.append(f"'{other}' and '{relative_path}' share the caption file '{caption_path.name}'. Rename one of them.")
         progress(done + 1, len(candidates))
     if not pictures:
         raise PistachioError(
             f"None of the {len(skipped)} pictures in '{folder}' can be read. " + " ".join(s.reason for s in skipped[:SHOWN_NAMES])
         )
+    if clips is None:
+        videos = [path for path in list_pictures(folder, recursive=recursive, videos=True) if path.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS]
+        if videos:
+            names = name_list([path.relative_to(folder).as_posix() for path in videos])
+            notes.append(f"{plural(len(videos), 'video')} passed over: {names}. Use Load Video Folder to train on videos.")
     if skipped:
         notes.append(f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out: {name_list([s.relative_path for s in skipped])}.")
     return Dataset(folder=folder, pictures=tuple(pictures), skipped=tuple(skipped), trigger_word=trigger_word.strip(), notes=tuple(notes))
 
 
-def list_pictures(folder: Path, *, recursive: bool) -> list[Path]:
+def list_pictures(folder: Path, *, recursive: bool, videos: bool = False) -> list[Path]:
     """Files that look like pictures, natural order; hidden files and folders are passed over, linked folders not entered."""
 
     def refuse(error: OSError):
         raise PistachioError(f"The folder '{error.filename}' can't be listed: {error.strerror}. Allow reading it.") from error
 
+    extensions = EXTENSIONS | UNSUPPORTED_EXTENSIONS | (VIDEO_EXTENSIONS if videos else frozenset())
     found = []
     for root, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS | UNSUPPORTED_EXTENSIONS:
+            if not name.startswith(".") and Path(name).suffix.lower() in extensions:
                 found.append(Path(root) / name)
     names = {(path.parent, path.stem) for path in found}
     pictures = [path for path in found if not _is_mask(path, names)]
@@ -122,12 +135,12 @@ def _with_texts(picture: Picture, table: dict[str, tuple[str, ...]], stems: set[
     return replace(picture, caption=caption, more_captions=tuple(text for text in more if text), mask_path=find_mask(picture.path))
 
 
-def folder_fingerprint(folder: Path, *, recursive: bool = True) -> str:
+def folder_fingerprint(folder: Path, *, recursive: bool = True, videos: bool = False) -> str:
     """Changes whenever a picture or caption is added, removed, renamed or saved; decodes nothing."""
     digest = hashlib.sha256()
     folder = Path(folder).absolute()
     if folder.is_dir():
-        pictures = list_pictures(folder, recursive=recursive)
+        pictures = list_pictures(folder, recursive=recursive, videos=videos)
         files = [folder / CAPTION_TABLE, *(parent / CAPTION_TABLE for parent in sorted({path.parent for path in pictures} - {folder}))]
         for path in pictures:
             caption, mask = path.with_suffix(".txt"), find_mask(path)

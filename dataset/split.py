@@ -15,13 +15,12 @@ from pathlib import Path
 
 from ..training.errors import PistachioError
 from .captions import atomic_write_bytes
-from .folder import name_list, plural
+from .duplicates import near_duplicate_groups
+from .folder import MASK_ENDING, name_list, plural
 from .types import Dataset, Picture, Split
 
 MIN_HELD_OUT = 4  # fewer say little about the best step
 FEW_PICTURES = 10
-NEAR_HASH_BITS = 8  # of 64: recompressed or rescaled copies differ in up to about five
-NEAR_COLOUR = 6.0  # mean absolute difference of the colour grids, 0..255: copies stay below 4
 ASPECT_STEP = math.log(1.25)  # about one aspect bucket
 
 
@@ -66,41 +65,6 @@ def split_dataset(
         train=tuple(train), held_out=tuple(sorted(held_out)), notes=tuple(notes),
     )
     return replace(dataset, split=split)
-
-
-def near_duplicate_groups(pictures: list[Picture]) -> list[list[Picture]]:
-    """Connected groups of pictures that look the same; order within and between groups is by content hash."""
-    ordered = sorted(pictures, key=lambda p: (p.content_hash, p.relative_path))
-    parent = list(range(len(ordered)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
-    for i in range(len(ordered)):
-        for j in range(i):
-            if are_near_duplicates(ordered[i], ordered[j]):
-                low, high = sorted((root(i), root(j)))
-                parent[high] = low
-    groups: dict[int, list[Picture]] = {}
-    for i, picture in enumerate(ordered):
-        groups.setdefault(root(i), []).append(picture)
-    return list(groups.values())
-
-
-def are_near_duplicates(a: Picture, b: Picture) -> bool:
-    """Equal pixels, or a close difference hash and close colours.
-
-    The hash alone would join drawings of one layout that differ only in colour.
-    """
-    if a.content_hash == b.content_hash:
-        return True
-    if (a.difference_hash ^ b.difference_hash).bit_count() > NEAR_HASH_BITS:
-        return False
-    if not a.colour_grid or not b.colour_grid:
-        return True
-    return sum(abs(x - y) for x, y in zip(a.colour_grid, b.colour_grid)) <= NEAR_COLOUR * len(a.colour_grid)
 
 
 def is_held_out(dataset: Dataset, picture: Picture) -> bool:
@@ -215,6 +179,10 @@ def write_folders(dataset: Dataset, target: Path) -> tuple[Path, Path]:
         planned[destination] = picture.path
         if picture.caption is not None:
             planned[destination.with_suffix(".txt")] = (picture.caption + "\n").encode("utf-8")
+        for number, caption in enumerate(picture.more_captions, start=2):
+            planned[destination.with_name(f"{destination.stem}.{number}.txt")] = (caption + "\n").encode("utf-8")
+        if picture.mask_path is not None:
+            planned[destination.with_name(f"{destination.stem}{MASK_ENDING}{picture.mask_path.suffix}")] = picture.mask_path
     folders = target / "train", target / "eval"
     strangers = [
         path.relative_to(target).as_posix()

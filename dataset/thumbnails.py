@@ -9,9 +9,9 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .images import read_rgb
 from .split import is_held_out
 from .types import Dataset
+from .versions import first_frame
 
 HELD_OUT_COLOUR = (147, 197, 114)  # pistachio green
 BACKGROUND = (32, 34, 37)
@@ -21,7 +21,7 @@ MAX_SHOWN = 100  # a sheet of more would be unreadable and slow
 
 def thumbnails(dataset: Dataset, size: int = 128) -> list[Image.Image]:
     """One size x size RGB image a picture, letterboxed, in dataset order; held-out ones have a green frame and label."""
-    return [_thumbnail(read_rgb(picture.path), size, is_held_out(dataset, picture)) for picture in dataset.pictures]
+    return [_thumbnail(first_frame(picture), size, is_held_out(dataset, picture)) for picture in dataset.pictures]
 
 
 def contact_sheet(dataset: Dataset, size: int = 160) -> Image.Image:

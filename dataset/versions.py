@@ -19,6 +19,7 @@ from .buckets import Crop, fit, fit_mask
 from .captions import with_trigger, without_trigger
 from .images import content_hash, read_alpha, read_rgb
 from .types import Picture
+from .video import ClipHash, frames_of
 
 MASK_VERSION = "cover-box-1"  # change it when `PictureSource.mask` changes its values
 
@@ -32,12 +33,27 @@ class PictureSource:
         self._mask: Image.Image | None = None
 
     def pixels(self, width: int, height: int, crop: Crop) -> Tensor:
-        """[1, height, width, 3] in 0..1. PistachioError if the file is no longer the one that was read."""
+        """[frames, height, width, 3] in 0..1. PistachioError if the file is no longer the one that was read."""
+        if self.picture.clip is not None:
+            return self._clip_pixels(width, height, crop)
         if self._image is None:
             self._image = read_rgb(self.picture.path)
             if content_hash(self._image) != self.picture.content_hash:
-                raise PistachioError(f"'{self.picture.relative_path}' changed after the folder was read. Queue again.")
+                raise self._changed()
         return fit(self._image, width, height, crop)
+
+    def _clip_pixels(self, width: int, height: int, crop: Crop) -> Tensor:
+        """Whole frames are held one at a time, whatever the video's size."""
+        digest, frames = ClipHash(), []
+        for frame in frames_of(self.picture.path, self.picture.clip):
+            digest.add(frame)
+            frames.append(fit(frame, width, height, crop))
+        if digest.hexdigest() != self.picture.content_hash:
+            raise self._changed()
+        return torch.cat(frames)
+
+    def _changed(self) -> PistachioError:
+        return PistachioError(f"'{self.picture.relative_path}' changed after the folder was read. Queue again.")
 
     def mask(self, path: Path, crop: Crop, shape: tuple[int, ...], settings: Augmentation) -> Tensor:
         """Weights [1, 1, (1,) h, w] for a latent of `shape`: 1 counts in full, `mask_minimum` is the least."""
@@ -48,6 +64,11 @@ class PictureSource:
         h, w = shape[-2:]
         mask = settings.mask_minimum + (1 - settings.mask_minimum) * fit_mask(self._mask, w, h, crop)
         return mask.reshape(*(1,) * (len(shape) - 2), h, w)
+
+
+def first_frame(picture: Picture) -> Image.Image:
+    """What a preview shows."""
+    return read_rgb(picture.path) if picture.clip is None else next(iter(frames_of(picture.path, picture.clip)))
 
 
 def mask_file(picture: Picture, settings: Augmentation) -> Path | None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from pistachio.dataset.duplicates import are_near_duplicates, near_duplicate_groups
 from pistachio.dataset.folder import load_folder
 from pistachio.dataset.images import colour_grid, content_hash, difference_hash
-from pistachio.dataset.split import are_near_duplicates, near_duplicate_groups, split_dataset, write_folders
+from pistachio.dataset.split import split_dataset, write_folders
 from pistachio.dataset.thumbnails import HELD_OUT_COLOUR, contact_sheet, thumbnails
 from pistachio.dataset.types import Dataset, Picture
 from pistachio.training.errors import PistachioError
