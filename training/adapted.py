@@ -14,25 +14,30 @@ import torch
 from torch import Tensor
 
 from .adapters import ADAPTERS
+from .adapters.peft import peft_config
+from .adapters.start import AdapterStart, check_covered
 from .checkpointing import checkpointed_blocks
 from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
 from .model import TrainableModel
 from .patching import replaced_forward
-from .seeds import generator
+from .seeds import generator, seed_from
 from .targets import select_targets
 
 
 class AdaptedNetwork:
-    def __init__(self, model: TrainableModel, config: AdapterConfig, *, seed: int, checkpointing: bool = False):
+    def __init__(
+        self, model: TrainableModel, config: AdapterConfig, *, seed: int, checkpointing: bool = False, start: AdapterStart | None = None
+    ):
+        """`start`: the weights of a file to begin at; without it the network begins as the base."""
         self.model = model
         self.config = config
         self.checkpointing = checkpointing
         self.enabled = True
+        self._seed = seed
+        self._pass: tuple[int, int] | None = None
         adapter_class = ADAPTERS[config.kind]
-        self.adapters = {
-            path: adapter_class(module, config, is_conv=is_conv) for path, module, is_conv in select_targets(model, config)
-        }
+        self.adapters = {target.path: adapter_class(target, config, model) for target in select_targets(model, config)}
         count = sum(_numel(shape) for adapter in self.adapters.values() for shape in adapter.shapes.values())
         self.parameters = torch.zeros(count, device=model.device)  # fp32
         self.gradients = torch.zeros_like(self.parameters)
@@ -40,6 +45,13 @@ class AdaptedNetwork:
         self._bind()
         for path, adapter in self.adapters.items():
             adapter.initialise(generator("adapter", seed, path))
+            if config.dropout:
+                adapter.dropped = self._dropout(path)
+        self.untrained = self.parameters.detach().clone() if start is not None else None  # the base, where that isn't the start
+        if start is not None:
+            check_covered(start, self.adapters)
+            for path, parts in start.layers.items():
+                self.adapters[path].begin_at(parts)
         self._stack: ExitStack | None = None
 
     def _bind(self) -> None:
@@ -79,7 +91,7 @@ class AdaptedNetwork:
         if adapter is not None:
             def forward(x, *args, **kwargs):
                 if self.enabled:
-                    return adapter.forward(x, base, model)
+                    return adapter.forward(x, base)
                 return base(x, *args, **kwargs)
         elif frozen is not None:
             def forward(x, *args, **kwargs):
@@ -102,6 +114,28 @@ class AdaptedNetwork:
             yield
         finally:
             self.enabled = True
+
+    @contextmanager
+    def training_pass(self, step: int, index: int) -> Iterator[None]:
+        """Dropout is on, for the forward and the backward of this pass of the step, and the same whenever it is repeated."""
+        self._pass = (step, index)
+        try:
+            yield
+        finally:
+            self._pass = None
+
+    def _dropout(self, path: str):
+        share = self.config.dropout
+
+        def dropped(x: Tensor) -> Tensor:
+            if self._pass is None:
+                return x
+            # Seeded by what it is for: a checkpointed block that runs again, and a resumed run, drop the same values.
+            source = torch.Generator(x.device).manual_seed(seed_from("dropout", self._seed, *self._pass, path))
+            mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(share, generator=source)
+            return x.masked_fill(mask, 0) * (1 / (1 - share))
+
+        return dropped
 
     @contextmanager
     def weights(self, other: Tensor) -> Iterator[None]:
@@ -131,22 +165,10 @@ class AdaptedNetwork:
             adapter.tensors = own
         return state
 
-
     def peft_config(self, base_model: str) -> dict:
-        """adapter_config.json of PEFT's LoraConfig."""
-        ranks = {path: adapter.rank for path, adapter in self.adapters.items() if adapter.rank != self.config.rank}
-        return {
-            "peft_type": "LORA",
-            "base_model_name_or_path": base_model,
-            "r": self.config.rank,
-            "lora_alpha": self.config.alpha,
-            "target_modules": list(self.adapters),
-            "rank_pattern": ranks,
-            "alpha_pattern": {path: self.adapters[path].alpha for path in ranks},
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "inference_mode": True,
-        }
+        """adapter_config.json as PEFT writes it."""
+        layers = [path for path, module in self.model.network.named_modules() if self.model.is_linear(module) or self.model.is_conv(module)]
+        return peft_config(self.config, self.adapters, base_model, layers=layers, prefix=self.model.key_prefix)
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from . import schedules, timesteps
 from .adapted import AdaptedNetwork
+from .adapters.start import AdapterStart
 from .batches import BatchPlan, Sample, TrainItem, micro_batches
 from .config import TrainConfig
 from .errors import NonFiniteLossError, PistachioError
@@ -35,7 +36,10 @@ class StepResult:
 class Trainer:
     """The state of a run in memory; `loop.train` drives it."""
 
-    def __init__(self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, checkpointing: bool = False):
+    def __init__(
+        self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, checkpointing: bool = False,
+        start: AdapterStart | None = None,
+    ):
         self.model = model
         self.config = config
         self.distribution = timesteps.resolve(config.objective.timestep_distribution, is_flow=model.is_flow)
@@ -43,10 +47,11 @@ class Trainer:
             items, batch=config.effective_batch, seed=config.seed,
             prior_fraction=config.objective.prior_fraction, distribution=self.distribution,
         )
-        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, checkpointing=checkpointing)
+        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, checkpointing=checkpointing, start=start)
         self.optimizer = build_optimizer(self.network.parameters, config.optimizer)
         self.average = self.network.parameters.detach().clone()  # exponential moving average
         self.step = 0
+        self.is_updating = False  # what is in memory belongs to no step
         self.loss_ema: float | None = None
 
     def advance(self) -> StepResult:
@@ -55,9 +60,10 @@ class Trainer:
         samples = self.plan.samples(step)
         gradients = self.network.gradients.zero_()
         sums = torch.zeros(2, device=self.model.device)
-        for batch in micro_batches(samples, self.config.batch_size):
-            errors_B = self._errors(batch)
-            (errors_B.sum() / len(samples)).backward()
+        for index, batch in enumerate(micro_batches(samples, self.config.batch_size)):
+            with self.network.training_pass(step, index):
+                errors_B = self._errors(batch)
+                (errors_B.sum() / len(samples)).backward()
             is_prior_B = torch.tensor([sample.is_prior for sample in batch], device=errors_B.device)
             sums += torch.stack([errors_B.detach()[~is_prior_B].sum(), errors_B.detach()[is_prior_B].sum()])
         norm = clip_gradient(gradients, self.config.optimizer.clip_norm)
@@ -72,9 +78,10 @@ class Trainer:
         learning_rate = schedules.learning_rate_at(step, num_steps=self.config.num_steps, config=self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self.is_updating = True
         self.optimizer.step()
         self.average.lerp_(self.network.parameters, 1 - self.config.ema_decay)
-        self.step = step
+        self.step, self.is_updating = step, False
         if math.isfinite(loss):
             self.loss_ema = loss if self.loss_ema is None else LOSS_SMOOTHING * self.loss_ema + (1 - LOSS_SMOOTHING) * loss
         return StepResult(

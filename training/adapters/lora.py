@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import math
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
 from ..config import AdapterConfig
-from ..frozen import FrozenConv, LoraLinear, LoraSite
+from ..errors import PistachioError
+from ..frozen import LoraLinear, LoraSite
 from ..model import TrainableModel
+from ..targets import Target
+from .base import Adapter, kaiming_uniform
+from .start import StartPart
 
 
-class LoraAdapter:
-    """One layer's pair (A, B). Their storage belongs to the run's flat buffer."""
+class LoraAdapter(Adapter):
+    """One layer's pair (A, B)."""
 
-    def __init__(self, module: torch.nn.Module, config: AdapterConfig, *, is_conv: bool):
-        self.is_conv = is_conv
-        self.module = module
-        if is_conv:
+    def __init__(self, target: Target, config: AdapterConfig, model: TrainableModel):
+        super().__init__(target, config, model)
+        module = target.module
+        if self.is_conv:
             # A keeps the kernel, B is 1x1: the form that every loader reads.
             self.shapes = {
-                "lora_A": (config.rank, module.in_channels // module.groups, *module.kernel_size),
-                "lora_B": (module.out_channels, config.rank, 1, 1),
+                "lora_A": (self.rank, module.in_channels // module.groups, *module.kernel_size),
+                "lora_B": (module.out_channels, self.rank, 1, 1),
             }
         else:
-            rank = min(config.rank, module.in_features, module.out_features)
-            self.shapes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
-        self.rank = self.shapes["lora_A"][0]
-        # A layer narrower than the rank keeps the asked scale.
-        self.scale = config.alpha / config.rank
-        self.alpha = self.scale * self.rank
-        self.tensors: dict[str, Tensor] = {}
+            # A layer narrower than the rank keeps the asked scale.
+            self.rank = min(self.rank, module.in_features, module.out_features)
+            self.shapes = {"lora_A": (self.rank, module.in_features), "lora_B": (module.out_features, self.rank)}
         self._site: LoraSite | None = None
 
     def view(self, name: str, flat: Tensor) -> Tensor:
-        """A stretch of a flat buffer as the tensor `name`. B of a linear layer lies transposed there, rank first:
+        """B of a linear layer lies transposed, rank first:
 
         both products with it, and its gradient's, then run along rows, which is up to five times as fast.
         """
@@ -45,27 +45,50 @@ class LoraAdapter:
         return flat.view(shape)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """A as torch.nn.Linear is initialised, B zero: at step 0 the adapter is exactly the base."""
-        a, b = self.tensors["lora_A"], self.tensors["lora_B"]
-        bound = 1 / math.sqrt(a[0].numel())
+        """A as torch.nn.Linear is initialised, B zero."""
         with torch.no_grad():
-            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
-            b.zero_()
+            self.tensors["lora_A"].copy_(kaiming_uniform(self.shapes["lora_A"], generator))
+            self.tensors["lora_B"].zero_()
 
-    def forward(self, x: Tensor, base, model: TrainableModel) -> Tensor:
+    def begin_at(self, parts: Sequence[StartPart]) -> None:
+        """Ranks left over stay as initialised: A random, B zero."""
+        needed = sum(part.tensors["down"].shape[0] for part in parts)
+        if needed > self.rank:
+            raise PistachioError(
+                f"The file to start from needs rank {needed} at '{self.path}', and this adapter has {self.rank}. "
+                f"Set the rank to {needed} in Adapter Settings, or give this layer its own in rank_pattern."
+            )
         a, b = self.tensors["lora_A"], self.tensors["lora_B"]
-        if not self.is_conv:
+        with torch.no_grad():
+            b.zero_()
+            used = 0
+            for part in parts:
+                down, up = part.tensors["down"], part.tensors["up"]
+                rank = down.shape[0]
+                start, count = part.rows or (0, b.shape[0])
+                a[used : used + rank] = self.shaped("A", down, (rank, *a.shape[1:]))
+                scaled = self.shaped("B", up, (count, rank, *b.shape[2:])) * (part.scale(rank) / self.scale)
+                b[start : start + count, used : used + rank] = scaled
+                used += rank
+
+    def forward(self, x: Tensor, base) -> Tensor:
+        given = self.dropped(x)
+        if not self.is_conv and given is x:
             site = self._site
             if site is None or site.base is not base:
-                site = self._site = LoraSite(base, self.module, model, a, b, self.scale)
-            return LoraLinear.apply(x, a, site)
-        y = FrozenConv.apply(x, base, self.module, model) if x.requires_grad else base(x)
-        m = self.module
-        h = torch.nn.functional.conv2d(x.to(y.dtype), a.to(y.dtype), None, m.stride, m.padding, m.dilation)
-        return y + torch.nn.functional.conv2d(h, b.to(y.dtype)) * self.scale
+                site = self._site = LoraSite(base, self.module, self.model, self.tensors["lora_A"], self.tensors["lora_B"], self.scale)
+            return LoraLinear.apply(x, self.tensors["lora_A"], site)
+        y = self.frozen(x, base)
+        return y + self.update(given.to(y.dtype))
+
+    def update(self, x: Tensor) -> Tensor:
+        """scale B A x."""
+        a, b = self.tensors["lora_A"].to(x.dtype), self.tensors["lora_B"].to(x.dtype)
+        if self.is_conv:
+            return torch.nn.functional.conv2d(self.convolve(x, a), b) * self.scale
+        return torch.nn.functional.linear(torch.nn.functional.linear(x, a), b) * self.scale
 
     def state(self) -> dict[str, Tensor]:
-        """Key suffix -> tensor, as the stock loader reads them."""
         return {
             "lora_A.weight": self.tensors["lora_A"],
             "lora_B.weight": self.tensors["lora_B"],
