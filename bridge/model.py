@@ -18,12 +18,14 @@ from torch import Tensor
 
 from ..training.errors import PistachioError
 from .conditions import HostCondition, concatenate
+from .differentiable import attribute, differentiable
 from .families import UNTRAINABLE_TYPES, blocks_of
 
 log = logging.getLogger("pistachio")
 
 # Real weights are near 0.02; raw 8-bit codes whose scale was not applied are near 20 (int8) or 70 (fp8).
 MISREAD_MEAN = 2.0
+EVERYTHING_BYTES = 1e30  # more than any device has: free all that may be freed
 MISREAD_SAMPLE = 4096  # values of each matrix that are looked at
 
 
@@ -120,16 +122,46 @@ class HostModel:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(differentiable(self.network, self.blocks()))
+            stack.callback(lambda: self._switches.close())
+            self._switches = self._switched_to_training()
+            yield
+
+    def _switched_to_training(self) -> ExitStack:
+        with ExitStack() as stack:
             if hasattr(comfy.model_management, "in_training"):
                 # Without it the host's rotary embedding runs through operations that have no backward.
-                stack.enter_context(_attribute(comfy.model_management, "in_training", True))
+                stack.enter_context(attribute(comfy.model_management, "in_training", True))
             if self.compute_dtype != self.network_dtype:
-                stack.enter_context(_attribute(self.base_model, "manual_cast_dtype", self.compute_dtype))
+                stack.enter_context(attribute(self.base_model, "manual_cast_dtype", self.compute_dtype))
                 for module in self.network.modules():
                     if hasattr(module, "comfy_cast_weights"):
-                        stack.enter_context(_attribute(module, "comfy_cast_weights", True))
+                        stack.enter_context(attribute(module, "comfy_cast_weights", True))
             stack.enter_context(_ordinary_parameters(self.network))
-            yield
+            return stack.pop_all()
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Inside `training()`, between two steps: the host may load, move and sample its models as it does for a graph.
+
+        The network is as the host knows it, but for the adapters' forwards; afterwards it is on its device again.
+        """
+        self._switches.close()
+        try:
+            with torch.inference_mode():
+                try:
+                    yield
+                finally:
+                    self.unload_others()
+                    comfy.model_management.load_models_gpu([self.patcher])
+        finally:
+            self._switches = self._switched_to_training()
+
+    def unload_others(self) -> None:
+        """Text encoders and VAE leave the device: a step needs its memory for activations."""
+        loaded = comfy.model_management.current_loaded_models
+        keep = [each for each in loaded if each.model is not None and each.model.is_clone(self.patcher)]
+        comfy.model_management.free_memory(EVERYTHING_BYTES, self.device, keep_loaded=keep)
 
     @property
     def network_dtype(self) -> torch.dtype:
@@ -164,21 +196,6 @@ def refuse_untrainable(base_model) -> None:
                 f"This quantised file is misread by this version of ComfyUI: '{path}' holds raw 8-bit codes (mean size {size:.0f}) "
                 "without their scale, so it also generates noise. Update ComfyUI, or load the bf16 or fp16 file."
             )
-
-
-@contextmanager
-def _attribute(owner, name: str, value) -> Iterator[None]:
-    """Set an attribute on the instance; afterwards the instance looks exactly as before."""
-    own = vars(owner)
-    had, before = name in own, own.get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if had:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
 
 
 @contextmanager
