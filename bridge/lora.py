@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from ..dataset.files import atomic_write_bytes
+from ..training.adapters.dora import PEFT_MAGNITUDE
 from ..training.errors import PistachioError
 from ..training.run import Run, RunFolder, check_run_name
 
@@ -38,6 +39,7 @@ def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
         raise PistachioError(f"Run '{run.name}' has no checkpoint at step {step}. Choose one of its steps on Select Checkpoint: {listed}.")
     config = folder.config() or {}
     tensors, metadata = read_safetensors(folder.checkpoint_file(step))
+    tensors = for_host(tensors)
     report = folder.report() or {}
     metadata |= {RUN_ID: str(config.get("id", "")), "ss_output_name": name or run.name}
     if step == report.get("chosen_step"):
@@ -54,9 +56,14 @@ def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
 
 def apply_lora(patcher, file: Path, strength: float = 1.0):
     """The MODEL with the LoRA on top, by the stock loader's own code; the given MODEL stays as it is."""
-    tensors, _ = read_safetensors(file)
+    tensors = for_host(read_safetensors(file)[0])
     with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, tensors, strength, 0.0)
     return with_lora
+
+
+def for_host(tensors: dict) -> dict:
+    """Without what a checkpoint holds for PEFT alone: the host would warn of keys it doesn't know."""
+    return {key: tensor for key, tensor in tensors.items() if not key.endswith(f".{PEFT_MAGNITUDE}")}
 
 
 def read_safetensors(file: Path) -> tuple[dict, dict[str, str]]:

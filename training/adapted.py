@@ -7,7 +7,7 @@ The network's own modules are changed only between `__enter__` and `__exit__`.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Iterator
 
 import torch
@@ -47,11 +47,10 @@ class AdaptedNetwork:
             adapter.initialise(generator("adapter", seed, path))
             if config.dropout:
                 adapter.dropped = self._dropout(path)
-        self.untrained = self.parameters.detach().clone() if start is not None else None  # the base, where that isn't the start
+        self.start_notes: tuple[str, ...] = ()  # sentences for the user
+        self._neutral: Tensor | None = None  # weights that change nothing, where the run doesn't begin at them
         if start is not None:
-            check_covered(start, self.adapters)
-            for path, parts in start.layers.items():
-                self.adapters[path].begin_at(parts)
+            self._begin_at(start)
         self._stack: ExitStack | None = None
 
     def _bind(self) -> None:
@@ -63,6 +62,13 @@ class AdaptedNetwork:
                 tensor.grad = adapter.view(name, self.gradients[offset:end])
                 adapter.tensors[name] = tensor
                 offset = end
+
+    def _begin_at(self, start: AdapterStart) -> None:
+        check_covered(start, self.adapters)
+        self._neutral = self.parameters.detach().to("cpu", copy=True)
+        for path, parts in start.layers.items():
+            self.adapters[path].begin_at(parts)
+        self.start_notes = (f"Starts from '{start.name}', which changes {len(start.layers)} of the {len(self.adapters)} trained layers.", *start.notes)
 
     def __enter__(self) -> "AdaptedNetwork":
         stack = ExitStack()
@@ -148,6 +154,10 @@ class AdaptedNetwork:
         finally:
             with torch.no_grad():
                 self.parameters.copy_(kept)
+
+    def neutral(self) -> AbstractContextManager[None]:
+        """The adapters as they are before any training, which change nothing: also where the run starts from a file."""
+        return nullcontext() if self._neutral is None else self.weights(self._neutral)
 
     def state_dict(self, flat: Tensor | None = None) -> dict[str, Tensor]:
         """LoRA keys under the host's naming -> CPU tensors; from `flat` when given."""

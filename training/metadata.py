@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from .config import TrainConfig
+from .config import AdapterConfig, TrainConfig
 from .evaluation import LOSS_SPACE, PROTOCOL_VERSION
 from .selection import EvaluationRecord, Selection, build_curve
 
@@ -71,9 +71,6 @@ def lora_metadata(
         "modelspec.date": created.isoformat(timespec="seconds"),
         "ss_output_name": name,
         "ss_base_model_version": base_version,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": config.adapter.rank,
-        "ss_network_alpha": config.adapter.alpha,
         "ss_learning_rate": config.optimizer.learning_rate,
         "ss_optimizer": config.optimizer.name,
         "ss_lr_scheduler": config.optimizer.schedule,
@@ -85,6 +82,7 @@ def lora_metadata(
         "ss_v2": "False",
         "ss_training_finished_at": created.timestamp(),
     }
+    values |= _network_values(config.adapter)
     values |= _trigger_values(trigger, n_train) | _evaluation_values(step, records, selection)
     if is_flow:
         values["modelspec.prediction_type"] = FLOW_PREDICTION
@@ -92,6 +90,35 @@ def lora_metadata(
         values["modelspec.resolution"] = f"{resolution[0]}x{resolution[1]}"
         values["ss_resolution"] = f"({resolution[0]}, {resolution[1]})"
     return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+
+def _network_values(adapter: AdapterConfig) -> dict[str, object]:
+    """The adapter as sd-scripts and LyCORIS, whose files LoRA managers know, would have written it."""
+    # Readers scale by alpha / dim; rsLoRA's alpha / sqrt(rank) is this alpha.
+    alpha = adapter.alpha * adapter.rank**0.5 if adapter.rank_stabilised else adapter.alpha
+    values: dict[str, object] = {
+        "ss_network_module": "networks.lora" if adapter.kind == "lora" else "lycoris.kohya",
+        "ss_network_dim": adapter.rank,
+        "ss_network_alpha": alpha,
+    }
+    arguments: dict[str, str] = {}
+    if adapter.kind != "lora":
+        arguments["algo"] = "lora" if adapter.kind == "dora" else adapter.kind
+    if adapter.kind == "dora":
+        arguments["dora_wd"] = "True"
+    if adapter.kind == "lokr":
+        arguments["factor"] = str(adapter.lokr_factor)
+    if adapter.rank_stabilised:
+        arguments["rs_lora"] = "True"
+    if adapter.targets == "all-linear+conv":
+        arguments |= {"conv_dim": str(adapter.conv_rank or adapter.rank), "conv_alpha": f"{adapter.conv_alpha or adapter.alpha:g}"}
+    if arguments:
+        values["ss_network_args"] = arguments
+    if adapter.dropout:
+        values["ss_network_dropout"] = adapter.dropout
+    if adapter.start_from:
+        values |= {"pistachio.start_from": adapter.start_from, "pistachio.start_from_hash": adapter.start_from_hash}
+    return values
 
 
 def _trigger_values(trigger: str, n_train: int) -> dict[str, object]:

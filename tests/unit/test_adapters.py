@@ -238,3 +238,21 @@ def test_bad_settings_say_what_to_write(settings):
 
 def test_include_and_exclude_narrow_the_preset():
     assert list(network(Flow(), include="up$\nleave", exclude="blocks.1").adapters) == ["blocks.0.up", "leave"]
+
+
+@pytest.mark.parametrize("settings, expected", [
+    (dict(rank=8, alpha=4), {"ss_network_module": "networks.lora", "ss_network_dim": "8", "ss_network_alpha": "4"}),
+    (dict(rank=16, alpha=4, rank_stabilised=True), {"ss_network_alpha": "16.0", "ss_network_args": '{"rs_lora": "True"}'}),
+    (dict(kind="dora", dropout=0.1), {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lora", "dora_wd": "True"}', "ss_network_dropout": "0.1"}),
+    (dict(kind="lokr", lokr_factor=8, targets=CONV, conv_rank=4, conv_alpha=1),
+     {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "lokr", "factor": "8", "conv_dim": "4", "conv_alpha": "1"}'}),
+    (dict(kind="loha", start_from="mine.safetensors", start_from_hash="ab"), {"ss_network_args": '{"algo": "loha"}', "pistachio.start_from": "mine.safetensors"}),
+])
+def test_the_files_metadata_tells_lora_managers_the_kind(settings, expected):
+    from pistachio.training.metadata import lora_metadata
+
+    metadata = lora_metadata(
+        name="x", step=1, family="SD15", config=TrainConfig(num_steps=2, adapter=AdapterConfig(**settings)), is_flow=False, trigger="",
+        split_id="", n_train=3, base_model_hash="", versions={},
+    )
+    assert {key: metadata[key] for key in expected} == expected
