@@ -11,8 +11,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..dataset.types import Dataset, EncodedDataset
+from ..dataset.augmentation import Augmentation
 from ..dataset.encode import encode_dataset
+from ..dataset.types import Dataset, EncodedDataset
 from ..training.errors import PistachioError
 from .fingerprint import fingerprint
 from .folders import cache_folder
@@ -24,11 +25,13 @@ SMALL_RESOLUTION = 512  # below it a step of 64 would leave few shapes to choose
 
 
 def encode(
-    dataset: Dataset, vae, clip, *, trigger_word: str, resolution: int, allow_missing: bool, node_id: str
+    dataset: Dataset, vae, clip, *, trigger_word: str, resolution: int, allow_missing: bool, node_id: str,
+    augmentation: Augmentation | None = None, latent_storage: str = "lossless",
 ) -> EncodedDataset:
     """Everything through VAE and CLIP, or from the cache. PistachioError when one of them does not fit."""
     check_vae(vae)
     check_clip(clip)
+    check_clips(dataset, vae)
     return encode_dataset(
         dataset,
         encode_latent=lambda pixels: encode_picture(vae, pixels),
@@ -40,6 +43,8 @@ def encode(
         resolution=resolution,
         allow_missing=allow_missing,
         step=bucket_step(vae, resolution),
+        augmentation=augmentation or Augmentation(),
+        latent_storage=latent_storage,
         progress=NodeProgress(node_id, unit="pictures and captions"),
         check_interrupted=check_interrupted,
     )
@@ -65,8 +70,29 @@ def check_vae(vae) -> None:
         raise PistachioError("This VAE can only decode. Load the full VAE of the model, not a preview decoder, and connect it to Encode Dataset.")
 
 
+def check_clips(dataset: Dataset, vae) -> None:
+    """Videos need a VAE of video models, and a number of frames that it takes."""
+    clips = [picture for picture in dataset.pictures if picture.clip is not None]
+    if not clips:
+        return
+    name = clips[0].relative_path
+    if vae.latent_dim != 3 or vae.not_video:
+        raise PistachioError(
+            f"'{name}' is a video, and this VAE belongs to an image model. Train a video model such as Wan 2.1, or load the folder with Load Image Folder."
+        )
+    group = vae.temporal_compression_decode() or 1
+    wrong = [picture for picture in clips if (picture.clip.num_frames - 1) % group]
+    if wrong:
+        frames = wrong[0].clip.num_frames
+        near = frames // group * group + 1
+        raise PistachioError(
+            f"The clips of '{wrong[0].relative_path}' have {frames} frames, and this model takes {group}n + 1. "
+            f"Write {near} or {near + group} on Load Video Folder."
+        )
+
+
 def encode_picture(vae, pixels: Tensor) -> Tensor:
-    """[1, H, W, 3] in 0..1 -> [1, C, (T,) h, w], as stock VAE Encode gives it, on the CPU."""
+    """[frames, H, W, 3] in 0..1 -> [1, C, (T,) h, w], as stock VAE Encode gives it, on the CPU."""
     check_interrupted()
     try:
         latent = vae.encode(pixels)
@@ -74,13 +100,18 @@ def encode_picture(vae, pixels: Tensor) -> Tensor:
         raise
     except (RuntimeError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise PistachioError(
-            f"This VAE can't encode a picture of {pixels.shape[2]}x{pixels.shape[1]} ({type(error).__name__}: {error}). "
+            f"This VAE can't encode {_what(pixels)} ({type(error).__name__}: {error}). "
             "Connect the VAE that belongs to the MODEL to Encode Dataset."
         ) from error
     if not torch.is_tensor(latent) or latent.ndim not in (4, 5) or latent.shape[0] != 1:
         shape = tuple(latent.shape) if torch.is_tensor(latent) else type(latent).__name__
         raise PistachioError(f"This VAE gives {shape} for one picture, which is no picture latent. Connect the VAE that belongs to the MODEL.")
     return latent.detach().float().cpu()
+
+
+def _what(pixels: Tensor) -> str:
+    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+    return f"a picture of {size}" if pixels.shape[0] == 1 else f"a clip of {pixels.shape[0]} frames of {size}"
 
 
 def vae_fingerprint(vae) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..dataset import cache
 from ..dataset.cache import CacheMiss
+from ..dataset.captions import has_trigger
 from ..dataset.types import EncodedDataset, EncodedItem, EncodedSize
 from ..training.batches import TrainSet
 from ..training.errors import PistachioError
@@ -25,6 +26,25 @@ from .conditions import HostCondition, prepare
 from .model import HostModel
 
 STORE_BYTES = 1 << 30  # latents and conditions kept in memory: a character's whole set, a part of a large one
+
+
+# Network classes that make pictures from a video VAE's latents.
+IMAGE_ONLY = frozenset({"QwenImage", "CosmosT2IPredict2", "Anima"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regularization:
+    """Ordinary pictures of the class, trained along so that the class stays what it was."""
+
+    encoded: EncodedDataset
+    share: float = 0.5  # of the steps
+    weight: float = 1.0  # of their loss
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 0.9:
+            raise PistachioError(f"The regularisation share is {self.share}. Set it between 0 and 0.9 on Train LoRA.")
+        if not 0 < self.weight <= 100:
+            raise PistachioError(f"The regularisation weight is {self.weight}. Set it above 0 and at most 100 on Train LoRA.")
 
 
 class _Store:
@@ -179,9 +199,13 @@ class CachedItem:
         return self.reader.group(self.empty_path, self.shape, self.source.relative_path)
 
 
-def load_items(encoded: EncodedDataset, model: HostModel, *, store_bytes: float = STORE_BYTES) -> tuple[TrainSet, list[CachedItem]]:
+def load_items(
+    encoded: EncodedDataset, model: HostModel, *, regularization: Regularization | None = None, store_bytes: float = STORE_BYTES
+) -> tuple[TrainSet, list[CachedItem]]:
     """What to train on and what is held out. PistachioError when a file is gone or the VAE was another model's."""
     reader = ItemReader(model, store_bytes=store_bytes)
+    if encoded.empty_path is not None:
+        _present(cache.check_condition, encoded.empty_path, "empty caption")
     train = tuple(
         CachedItem(reader=reader, source=item, size=size, empty_path=encoded.empty_path)
         for item in encoded.train for size in _checked_sizes(item, model)
@@ -189,9 +213,39 @@ def load_items(encoded: EncodedDataset, model: HostModel, *, store_bytes: float 
     held_out = [
         CachedItem(reader=reader, source=item, size=_checked_sizes(item, model)[0], versioned=False) for item in encoded.held_out
     ]
+    regular, share = (), 0.0
+    if regularization is not None:
+        _check_regularization(regularization.encoded, encoded)
+        share = regularization.share
+        regular = tuple(
+            CachedItem(reader=reader, source=item, size=size, empty_path=encoded.empty_path, loss_weight=regularization.weight)
+            for item in map(_without_trigger, regularization.encoded.items) for size in _checked_sizes(item, model)
+        )
     if reader.reads_all:
-        _read_all([*train, *held_out])
-    return TrainSet(items=train, caption_dropout=encoded.caption_dropout), held_out
+        _read_all([*train, *held_out, *regular])
+    return TrainSet(items=train, regularization=regular, regularization_share=share, caption_dropout=encoded.caption_dropout), held_out
+
+
+def _check_regularization(regular: EncodedDataset, own: EncodedDataset) -> None:
+    if (regular.vae_fingerprint, regular.clip_fingerprint) != (own.vae_fingerprint, own.clip_fingerprint):
+        raise PistachioError("The regularisation pictures were encoded with another VAE or CLIP. Connect the same ones to both Encode Dataset nodes.")
+    shared = {item.content_hash for item in own.items} & {item.content_hash for item in regular.items}
+    if shared:
+        name = next(item.relative_path for item in regular.items if item.content_hash in shared)
+        raise PistachioError(f"The regularisation picture '{name}' is also among the character's. Remove it from one of the two folders.")
+    for item in regular.items:
+        if any(has_trigger(caption.prior_caption, own.trigger_word) for caption in item.captions):
+            raise PistachioError(
+                f"The caption of the regularisation picture '{item.relative_path}' has the trigger word '{own.trigger_word}', which is the "
+                "character's alone. Take it out of the caption."
+            )
+
+
+def _without_trigger(item: EncodedItem) -> EncodedItem:
+    return replace(
+        item, caption=item.prior_caption, caption_path=item.prior_path,
+        more_captions=tuple(replace(c, caption=c.prior_caption, caption_path=c.prior_path) for c in item.more_captions),
+    )
 
 
 def _checked_sizes(item: EncodedItem, model: HostModel) -> list[EncodedSize]:
@@ -219,6 +273,8 @@ def _check_shape(shape: tuple[int, ...], model: HostModel) -> None:
             f"The VAE doesn't belong to this model: it gave {shape[1]} channels in {len(shape)} axes, and {model.family} wants "
             f"{wanted.latent_channels} in {axes}. Connect this model's own VAE to Encode Dataset."
         )
+    if axes == 5 and shape[2] > 1 and model.family in IMAGE_ONLY:
+        raise PistachioError(f"{model.family} makes pictures, and the set holds videos. Train a video model such as Wan 2.1 on them, or use Load Image Folder.")
 
 
 def _read_all(items: list[CachedItem]) -> None:

@@ -19,6 +19,7 @@ from .augmentation import Augmentation, crops_of, repeats_of
 from .buckets import Crop, assign_bucket, bucket_note
 from .cache import LATENT_STORAGE, CacheMiss, ConditionCache, LatentCache, MaskCache, total_finite
 from .checks import check_trainable
+from .duplicates import near_duplicate_groups
 from .folder import name_list, plural
 from .split import is_held_out, split_dataset
 from .types import Dataset, EncodedCaption, EncodedDataset, EncodedItem, EncodedLatent, EncodedSize, Picture
@@ -75,6 +76,7 @@ def encode_dataset(
         augmentation=augmentation,
     )
     text_paths = {text: work.text(text) for text in sorted(wanted)}
+    first_of = {p.content_hash: group[0].content_hash for group in near_duplicate_groups([plan.picture for plan in plans]) for p in group}
     items, masked = [], 0
     for plan in plans:
         picture = plan.picture
@@ -98,6 +100,7 @@ def encode_dataset(
                 held_out=picture.content_hash in held_out, latent_shape=sizes[0].latent_shape, mask_path=first.mask_path,
                 repeats=repeats_of(picture, augmentation),
                 more_latents=sizes[0].latents[1:], more_captions=tuple(captions[1:]), more_sizes=tuple(sizes[1:]),
+                near_duplicate_of=first_of[picture.content_hash],
             )
         )
     notes += _mask_notes(augmentation, masked, items)
@@ -106,7 +109,7 @@ def encode_dataset(
         items=tuple(items), trigger_word=trigger, split_id=dataset.split.split_id, folder=dataset.folder,
         vae_fingerprint=vae_fingerprint, clip_fingerprint=clip_fingerprint,
         notes=(*dataset.notes, *dataset.split.notes, *notes),
-        caption_dropout=augmentation.caption_dropout, empty_path=text_paths[""] if augmentation.caption_dropout else None,
+        latent_storage=latent_storage, caption_dropout=augmentation.caption_dropout, empty_path=text_paths[""] if augmentation.caption_dropout else None,
     )
 
 

@@ -107,6 +107,7 @@ class EncodedItem:
     more_latents: tuple[EncodedLatent, ...] = ()
     more_captions: tuple[EncodedCaption, ...] = ()
     more_sizes: tuple[EncodedSize, ...] = ()
+    near_duplicate_of: str = ""  # content hash of the first picture of its group; the picture's own when it has no double
 
     @property
     def sizes(self) -> tuple[EncodedSize, ...]:
@@ -133,6 +134,7 @@ class EncodedDataset:
     vae_fingerprint: str
     clip_fingerprint: str
     notes: tuple[str, ...] = ()
+    latent_storage: str = "lossless"
     caption_dropout: float = 0.0  # share of the training samples that get the empty caption
     empty_path: Path | None = None  # the empty caption's CONDITIONING; there when captions are dropped
 

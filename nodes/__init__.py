@@ -4,18 +4,21 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..bridge.routes import add_routes
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
-from .dataset import EncodeDataset, LoadImageFolder, SplitDataset
+from .dataset import LoadImageFolder, LoadVideoFolder, SplitDataset
+from .encode import AugmentationSettings, EncodeDataset
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
 from .train import TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
     LoadImageFolder,
+    LoadVideoFolder,
     LoadJoyCaption,
     CaptionOptionsNode,
     CaptionDataset,
     SplitDataset,
     EncodeDataset,
+    AugmentationSettings,
     *SETTINGS_NODES,
     TrainLora,
     SelectCheckpoint,

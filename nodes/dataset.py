@@ -1,15 +1,17 @@
-"""Pictures on the canvas: load a folder, hold some out, encode them."""
+"""Pictures and videos on the canvas: load a folder, hold some out."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge import encode, folders
+from ..bridge import folders
 from ..bridge.progress import NodeProgress, check_interrupted
 from ..dataset import split
-from ..dataset.folder import folder_fingerprint, load_folder
+from ..dataset.folder import folder_fingerprint, load_folder, plural
 from ..dataset.thumbnails import contact_sheet
-from .schema import ADVANCED, Dataset, Encoded, problem, schema
+from ..dataset.video import CLIP_CHOICES, ClipSettings
+from ..training.errors import PistachioError
+from .schema import ADVANCED, Dataset, default, problem, schema
 from .shown import shown
 
 
@@ -51,6 +53,72 @@ class LoadImageFolder(io.ComfyNode):
         captioned = sum(1 for picture in dataset.pictures if picture.caption)
         count = f"{len(dataset.pictures)} pictures, {captioned} with a caption."
         return io.NodeOutput(dataset, ui=shown(image=contact_sheet(dataset), sentences=(count, *dataset.notes)))
+
+
+class LoadVideoFolder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="PistachioLoadVideoFolder",
+            display_name="Load Video Folder",
+            category="Pistachio/dataset",
+            description="Reads a folder of videos (and pictures) with their captions, for Wan 2.1 and other video models. Each video becomes one or several clips of a fixed number of frames.",
+            search_aliases=["dataset", "video dataset", "training videos", "clips", "frames"],
+            is_output_node=True,
+            inputs=[
+                io.String.Input(
+                    "folder", default="my_character", placeholder="folder in ComfyUI's input",
+                    tooltip="Folder in ComfyUI's input folder, e.g. my_character. Also 'output/x', or a whole path below input/, output/ or a folder listed under 'pistachio' in extra_model_paths.yaml.",
+                ),
+                io.Boolean.Input("recursive", default=True, optional=True, tooltip="Also read what is in subfolders. Hidden folders are passed over."),
+                io.String.Input(
+                    "frame_buckets", default="33", optional=True,
+                    tooltip="Lengths of the clips in frames, each 4n + 1, e.g. '17, 33, 81'. A video takes the longest that it fills; one shorter than all of them is left out with a reason. More frames need more memory.",
+                ),
+                io.Float.Input(
+                    "fps", default=default(ClipSettings, "fps"), optional=True, min=0.0, max=240.0, step=0.5,
+                    tooltip="Frames a second after resampling: 16 for Wan 2.1, 24 for HunyuanVideo and LTX. 0: each video's own.",
+                ),
+                io.Combo.Input(
+                    "clip_choice", options=list(CLIP_CHOICES), default=default(ClipSettings, "choice"), optional=True,
+                    tooltip="Which part of a longer video: its start, its middle, random parts, or parts spread evenly over it.",
+                ),
+                io.Int.Input("clips_per_video", default=default(ClipSettings, "clips_per_video"), optional=True, min=1, max=1000, tooltip="How many clips, for random and uniform. Clips of one video are never split between training and held-out."),
+                io.Int.Input("seed", default=default(ClipSettings, "seed"), optional=True, min=0, max=2**53 - 1, control_after_generate=False, tooltip="Of the random choice: the same seed takes the same clips.", **ADVANCED),
+            ],
+            outputs=[Dataset.Output("videos", display_name="dataset", tooltip="The clips and pictures in natural order, with the captions found beside the files.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder=None):
+        return problem(folders.picture_folder, folder)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder=None, recursive=True, **inputs):
+        return folder_fingerprint(folders.picture_folder(folder), recursive=recursive, videos=True) if folder is not None else ""
+
+    @classmethod
+    def execute(cls, folder, recursive=True, frame_buckets="33", fps=16.0, clip_choice="start", clips_per_video=1, seed=0) -> io.NodeOutput:
+        settings = ClipSettings(
+            frame_buckets=_frame_buckets(frame_buckets), fps=fps, choice=clip_choice, clips_per_video=clips_per_video, seed=seed
+        )
+        dataset = load_folder(
+            folders.picture_folder(folder), recursive=recursive, clips=settings,
+            progress=NodeProgress(cls.hidden.unique_id, unit="files"), check_interrupted=check_interrupted,
+        )
+        clips = [picture for picture in dataset.pictures if picture.clip is not None]
+        lengths = ", ".join(map(str, sorted({picture.clip.num_frames for picture in clips})))
+        count = f"{plural(len(clips), 'clip')} of {plural(len({clip.path for clip in clips}), 'video')}" + (f" ({lengths} frames)" if clips else "")
+        count += f", {plural(len(dataset.pictures) - len(clips), 'picture')}, {sum(1 for p in dataset.pictures if p.caption)} with a caption."
+        return io.NodeOutput(dataset, ui=shown(image=contact_sheet(dataset), sentences=(count, *dataset.notes)))
+
+
+def _frame_buckets(text: str) -> tuple[int, ...]:
+    parts = [part for part in text.replace(",", " ").split() if part]
+    if not all(part.isdecimal() for part in parts):
+        raise PistachioError(f"'{text}' gives no numbers of frames. Write whole numbers such as '17, 33' on Load Video Folder.")
+    return tuple(sorted(set(map(int, parts))))
 
 
 class SplitDataset(io.ComfyNode):
@@ -95,48 +163,3 @@ class SplitDataset(io.ComfyNode):
             train, held_out = split.write_folders(result, folders.output_folder(write_folders))
             sentences.append(f"Copied to {train} and {held_out}.")
         return io.NodeOutput(result, ui=shown(image=contact_sheet(result), sentences=tuple(sentences)))
-
-
-class EncodeDataset(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="PistachioEncodeDataset",
-            display_name="Encode Dataset",
-            category="Pistachio/dataset",
-            description="Runs every picture through the VAE and every caption through CLIP, once: the results are kept on disk and found again.",
-            search_aliases=["cache latents", "encode captions", "aspect buckets"],
-            inputs=[
-                Dataset.Input("dataset", tooltip="Captioned pictures. Without Split Dataset before it, the usual 20 % are held out here."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model you train."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model you train."),
-                io.String.Input(
-                    "trigger_word", default="", optional=True, placeholder="e.g. ohwx",
-                    tooltip="A rare word that stands for the character. It is put before every caption that lacks it; write it in your prompts later. Empty: the one given on Caption Dataset, if any.",
-                ),
-                io.Int.Input(
-                    "resolution", default=1024, optional=True, min=64, max=4096, step=8,
-                    tooltip="Training size in pixels: each picture is cropped to its own shape with about this area squared. Usual: 512 for SD1.5 and Wan 2.1, 1024 for SDXL, SD3.5 and Flux. Lower is faster and needs less memory.",
-                ),
-                io.Boolean.Input(
-                    "allow_missing_captions", default=False, optional=True,
-                    tooltip="Train pictures without a caption on the trigger word alone. Off: they are named in an error.",
-                    **ADVANCED,
-                ),
-            ],
-            outputs=[Encoded.Output("encoded", display_name="encoded", tooltip="Latents and encoded captions, ready for Train LoRA.")],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, dataset, vae, clip, trigger_word="", resolution=1024, allow_missing_captions=False) -> io.NodeOutput:
-        encoded = encode.encode(
-            dataset, vae, clip, trigger_word=trigger_word, resolution=resolution, allow_missing=allow_missing_captions,
-            node_id=cls.hidden.unique_id,
-        )
-        sizes = sorted({f"{item.width}x{item.height}" for item in encoded.items})
-        trigger = f"trigger word '{encoded.trigger_word}'" if encoded.trigger_word else "no trigger word"
-        count = f"{len(encoded.train)} pictures to train on, {len(encoded.held_out)} held out, {trigger}, sizes {', '.join(sizes)}."
-        # The nodes before this one show what they said.
-        notes = encoded.notes[len(dataset.notes):]
-        return io.NodeOutput(encoded, ui=shown(sentences=(count, *notes)))

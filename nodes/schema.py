@@ -16,12 +16,14 @@ Dataset = io.Custom("PISTACHIO_DATASET")
 Captioner = io.Custom("PISTACHIO_CAPTIONER")
 CaptionOptions = io.Custom("PISTACHIO_CAPTION_OPTIONS")
 Encoded = io.Custom("PISTACHIO_ENCODED")
+AugmentationSocket = io.Custom("PISTACHIO_AUGMENTATION")
 RunHandle = io.Custom("PISTACHIO_RUN")
 Adapter = io.Custom("PISTACHIO_ADAPTER")
 Optimizer = io.Custom("PISTACHIO_OPTIMIZER")
 Objective = io.Custom("PISTACHIO_OBJECTIVE")
 Evaluation = io.Custom("PISTACHIO_EVALUATION")
 Logging = io.Custom("PISTACHIO_LOGGING")
+Samples = io.Custom("PISTACHIO_SAMPLES")
 
 SETTINGS = "Pistachio/settings"  # the category of every settings node
 
