@@ -14,21 +14,27 @@ import comfy.model_management
 import comfyui_version
 import torch
 
-from ..dataset.types import EncodedDataset
+from ..dataset.types import EncodedDataset, EncodedItem
 from ..training.config import LoggingConfig, TrainConfig, to_dict
 from ..training.errors import PistachioError, RunConflictError
+from ..training.folds import FOLDS_FOLDER, Refit, needs_folds
+from ..training.logging_tensorboard import TensorBoardLogger
 from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
 from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
 from .fingerprint import fingerprint
-from .items import CachedItem, load_items
+from .items import CachedItem, Regularization, load_items
+from .lora_import import load_start, with_start_hash
 from .model import HostModel, refuse_untrainable
+from .refit import is_refit_of, swap_words, train_on_all, without_end
+from .sampling import HostSampler, SampleSettings
 
 log = logging.getLogger("pistachio")
 
 # Networks above this size are checkpointed by 'auto' on a GPU: their activations would not fit beside the weights.
 AUTO_CHECKPOINTING_PARAMETERS = 1_500_000_000
+PICTURES_LABEL = "the pictures or captions"
 
 
 def train_lora(
@@ -42,6 +48,8 @@ def train_lora(
     log_row: Callable[[dict], None],
     check_interrupted: Callable[[], None],
     continue_run: Run | None = None,
+    regularization: Regularization | None = None,
+    samples: SampleSettings | None = None,
 ) -> Run:
     """Train, resume, extend or just return the run; see `_open_run` for which.
 
@@ -53,36 +61,67 @@ def train_lora(
     folder = RunFolder(continue_run.folder if continue_run else runs_folder / name)
     run = Run(name=name, folder=folder.path)
     model_hash = fingerprint(patcher, prefix="diffusion_model.")
+    source = folder if continue_run and is_refit_of(folder, config) else None
+    if source is not None:  # a new run, by the finished one's choice
+        config = replace(config, num_steps=config.num_steps or source.config()["settings"]["num_steps"])
+        name = check_run_name(f"{continue_run.name}-all")
+        folder, continue_run = RunFolder(runs_folder / name), None
+        run = Run(name=name, folder=folder.path)
     config = config.resolve_num_steps(len(encoded.train)) if continue_run is None else _extended(config, folder)
+    config = replace(config, adapter=with_start_hash(config.adapter))
     with folder.locked():
-        if not _open_run(folder, config, encoded, model_hash, extend=continue_run is not None):
+        pictures = _pictures_hash(encoded, regularization)
+        if source is not None:
+            _check_same(source, config, pictures, model_hash)
+        if not _open_run(folder, config, encoded, pictures, model_hash, extend=continue_run is not None):
             log.info("Run '%s' is finished already: returning it.", name)
             return run
+        sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
+        # Text encoders and VAE leave the device first: beside them the model might be loaded in part only.
+        comfy.model_management.unload_all_models()
         model = HostModel(patcher, precision=config.precision)
-        train_set, held_out = load_items(encoded, model)
+        model.unload_others()
+        start = load_start(model.base_model, config.adapter)
         checkpointing = _use_checkpointing(config, model)
-        wandb = WandbLogger(logging_config, folder.path, name, to_dict(config))
+        loggers = WandbLogger(logging_config, folder.path, name, to_dict(config)), TensorBoardLogger(logging_config, folder.path)
 
         def log_everywhere(row: dict) -> None:
-            wandb.log(row)
+            for logger in loggers:
+                logger.log(row)
             log_row(row)
 
-        report = None
-        try:
+        def sit(part: RunFolder, pictures: EncodedDataset, settings: TrainConfig, refit: Refit | None = None) -> None:
+            train_set, held_out = load_items(pictures, model, regularization=regularization)
+            is_whole = part is folder  # and not one fold of it
             with model.training():
                 _try_forward(model, train_set[0])
                 train(
-                    model, train_set, held_out, config, folder,
+                    model, train_set, held_out, settings, part,
                     RunInfo(
-                        name=name, trigger=encoded.trigger_word, split_id=encoded.split_id, base_model_hash=model_hash,
-                        resolution=(encoded.items[0].width, encoded.items[0].height),
+                        name=name if is_whole else f"{name}-{part.name}", trigger=pictures.trigger_word, split_id=pictures.split_id, base_model_hash=model_hash,
+                        resolution=(pictures.items[0].width, pictures.items[0].height),
                         versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__},
+                        start=start,
                     ),
-                    continued_from=folder.config()["continued_from"], checkpointing=checkpointing, log_row=log_everywhere, check_interrupted=check_interrupted,
+                    continued_from=part.config()["continued_from"], checkpointing=checkpointing, refit=refit,
+                    sampler=sampler.attach(model) if sampler and is_whole else None, save_interval_seconds=60 * logging_config.save_state_minutes,
+                    # Steps begin again with each fold, so only the canvas sees them.
+                    log_row=log_everywhere if is_whole else without_end(log_row), check_interrupted=check_interrupted,
                 )
+
+        report = None
+        try:
+            if needs_folds(config.evaluation):
+                def open_part(part: RunFolder, split: EncodedDataset, settings: TrainConfig) -> bool:
+                    return _open_run(part, settings, split, _pictures_hash(split, regularization), model_hash, extend=False)
+
+                train_on_all(folder, encoded, config, source=source, open_part=open_part, sit=sit)
+            else:
+                sit(folder, encoded, config)
             report = folder.report()
         finally:
-            wandb.finish(report)
+            for logger in loggers:
+                logger.finish(report)
             comfy.model_management.soft_empty_cache()
     return run
 
@@ -90,34 +129,41 @@ def train_lora(
 # ---- identity ------------------------------------------------------------
 
 
-def _open_run(folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, model_hash: str, *, extend: bool) -> bool:
+def _open_run(folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, pictures: str, model_hash: str, *, extend: bool) -> bool:
     """True when there is something to train. The same settings, pictures and model resume; others are a conflict."""
-    identity = {"settings": to_dict(config), "pictures": _pictures_hash(encoded), "base_model": model_hash}
+    identity = {"settings": to_dict(config), "pictures": pictures, "base_model": model_hash}
     existing = folder.config()
-    if existing is None or folder.load_state() is None:  # new, or refused before its first number: nothing to lose
+    is_begun = folder.has_state() or (folder.path / FOLDS_FOLDER).is_dir()
+    if existing is None or not is_begun:  # new, or refused before its first number: nothing to lose
         folder.write_json("dataset.json", _describe(encoded))
         folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, **identity})
         return True
     changed = _differences(existing, identity)
     if extend and changed == ["num_steps"]:
-        report = folder.report() or {}
-        folder.write_json("report.json", report | {"finished": False})
-        folder.write_json("config.json", {"id": existing["id"], "continued_from": report.get("last_step", 0), **identity})
+        # One write: the report, which speaks of fewer steps, no longer counts as this run's.
+        last_step = (folder.report() or {}).get("last_step", 0)
+        folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, **identity})
         return True
+    swapped = swap_words(folder.dataset(), encoded) if changed == [PICTURES_LABEL] else ""
+    if swapped:
+        raise RunConflictError(
+            f"Run '{folder.name}' measured with other pictures held out ({swapped}), and its numbers can't be compared with new ones. "
+            "Choose another run name on Train LoRA, or set the held-out pictures back on Split Dataset."
+        )
     if changed:
         raise RunConflictError(
             f"A run named '{folder.name}' exists with other settings ({', '.join(changed)}). "
             "Choose another run name on Train LoRA, or set them back to resume it."
         )
-    report = folder.report()
-    return not (report and report.get("finished"))
+    return not folder.is_finished()
 
 
 def _differences(existing: dict, identity: dict) -> list[str]:
     """Names of what changed, as the canvas calls it."""
-    before, now = _flat(existing["settings"]), _flat(identity["settings"])
+    # A run of an older version lacks the settings that came since: it was trained as their defaults say.
+    before, now = _flat(to_dict(TrainConfig())) | _flat(existing["settings"]), _flat(identity["settings"])
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
-    labels = {"pictures": "the pictures or captions", "base_model": "the base model"}
+    labels = {"pictures": PICTURES_LABEL, "base_model": "the base model"}
     return changed + [label for key, label in labels.items() if existing[key] != identity[key]]
 
 
@@ -134,21 +180,49 @@ def _extended(config: TrainConfig, folder: RunFolder) -> TrainConfig:
     if existing is None:
         raise PistachioError(f"Run '{folder.name}' has no config.json. Choose a run with Load Run.")
     before = existing["settings"]["num_steps"]
-    report = folder.report()
-    if report is None or not report.get("finished"):
-        asked = config.num_steps or before
-    else:
-        asked = config.num_steps or before + (before + 1) // 2
+    asked = config.num_steps or (before + (before + 1) // 2 if folder.is_finished() else before)
+    if asked != before and needs_folds(config.evaluation):
+        raise PistachioError(
+            f"Run '{folder.name}' was trained on all pictures for the number of steps that its folds chose, so it can't be continued. "
+            "Set a higher number of steps on Train LoRA under a new run name."
+        )
     if asked < before:
         raise PistachioError(f"Run '{folder.name}' already has {before} steps. Set the number of steps above that on Train LoRA, or 0 for half as much again.")
     return replace(config, num_steps=asked)
 
 
-def _pictures_hash(encoded: EncodedDataset) -> str:
+def _check_same(source: RunFolder, config: TrainConfig, pictures: str, model_hash: str) -> None:
+    """Settings, pictures and model must be those of `source`, but for the refit."""
+    plain = replace(config, evaluation=replace(config.evaluation, refit=False))
+    changed = _differences(source.config(), {"settings": to_dict(plain), "pictures": pictures, "base_model": model_hash})
+    if changed:
+        raise RunConflictError(
+            f"Run '{source.name}' was trained with other settings ({', '.join(changed)}), so its number of steps doesn't hold for these. "
+            "Set them as they were, and only refit on in Evaluation Settings."
+        )
+
+
+def _pictures_hash(encoded: EncodedDataset, regularization: Regularization | None = None) -> str:
     digest = hashlib.sha256(f"{encoded.trigger_word}|{encoded.vae_fingerprint}|{encoded.clip_fingerprint}".encode())
     for item in sorted(encoded.items, key=lambda item: item.content_hash):
         digest.update(json.dumps([item.content_hash, item.caption, item.prior_caption, item.width, item.height, item.held_out]).encode())
+        versions = _versions(item)
+        if versions:
+            digest.update(json.dumps(versions).encode())
+    if encoded.caption_dropout or encoded.latent_storage != "lossless":
+        digest.update(json.dumps([encoded.caption_dropout, encoded.latent_storage]).encode())
+    if regularization is not None:
+        digest.update(json.dumps([_pictures_hash(regularization.encoded), regularization.share, regularization.weight]).encode())
     return digest.hexdigest()[:16]
+
+
+def _versions(item: EncodedItem) -> list:
+    """What augmentation added to a picture; empty when it is off."""
+    if item.repeats == 1 and not (item.mask_path or item.more_latents or item.more_captions or item.more_sizes):
+        return []
+    # The files are named by their content.
+    files = [[latent.path.stem, latent.mask_path.stem if latent.mask_path else ""] for size in item.sizes for latent in size.latents]
+    return [item.repeats, files, [[caption.caption, caption.prior_caption] for caption in item.more_captions]]
 
 
 def _describe(encoded: EncodedDataset) -> dict:

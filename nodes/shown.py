@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from comfy_api.latest import ui
@@ -9,6 +11,7 @@ from PIL import Image
 
 from ..training.chart import draw_loss_chart
 from ..training.errors import PistachioError
+from ..training.folds import evidence_rows
 from ..training.report import records_from_rows
 from ..training.run import Run, RunFolder
 from ..training.selection import Selection, not_measured, select
@@ -28,11 +31,15 @@ def shown(*, image: Image.Image | None = None, sentences: tuple[str, ...] = ()) 
 
 def selection_of(run: Run) -> Selection:
     """The protocol's choice among the evaluations so far, whether the run is finished or not."""
-    rows = RunFolder(run.folder).metrics()
+    folder = RunFolder(run.folder)
+    rows = [*folder.metrics(), *evidence_rows(folder)]
     if not rows:
         raise PistachioError(f"Run '{run.name}' has no numbers yet. Let Train LoRA take some steps first.")
     records = records_from_rows(rows)
-    return select(records) if len(records) > 1 else not_measured(rows[-1]["step"])
+    selection = select(records) if len(records) > 1 else not_measured(rows[-1]["step"])
+    report = folder.report()
+    # Of a run on all pictures the first sentence is that nothing measured it.
+    return replace(selection, words=tuple(report["words"])) if report and report.get("refit") else selection
 
 
 def chosen_step(run: Run) -> int:
@@ -51,7 +58,8 @@ def chosen_step(run: Run) -> int:
 
 def loss_chart(run: Run) -> Image.Image:
     """The chart of a run, finished or not."""
-    return draw_loss_chart(RunFolder(run.folder).metrics(), selection_of(run))
+    folder = RunFolder(run.folder)
+    return draw_loss_chart([*folder.metrics(), *evidence_rows(folder)], selection_of(run))
 
 
 def run_sentences(run: Run) -> tuple[str, ...]:

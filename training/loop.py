@@ -14,14 +14,18 @@ from typing import Callable, Sequence
 
 import torch
 
+from . import schedules
+from .adapters.start import AdapterStart
 from .batches import TrainItem
 from .config import TrainConfig, to_dict
 from .errors import NonFiniteLossError, PistachioError
-from .evaluation import EvalItem, evaluate, mean_error, plan_draws, plan_schedule, resume_note, self_test, t_values
+from .evaluation import EvalItem, Schedule, evaluate, mean_error, plan_draws, plan_schedule, resume_note, self_test, t_values
+from .folds import Refit
 from .metadata import lora_metadata
 from .model import TrainableModel
 from .report import build_report, eval_row, records_from_rows, write_report
 from .run import RunFolder
+from .samples import SAMPLING_ERRORS, Sampler, sample_row, sample_steps
 from .selection import EvaluationRecord, Selection, not_measured, select, should_stop
 from .trainer import Trainer
 
@@ -44,6 +48,7 @@ class RunInfo:
     base_model: str = ""
     resolution: tuple[int, int] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    start: AdapterStart | None = None  # weights of a file that a new run begins at
 
 
 def train(
@@ -56,18 +61,28 @@ def train(
     *,
     continued_from: int = 0,
     checkpointing: bool = False,
+    sampler: Sampler | None = None,
+    save_interval_seconds: float = 0.0,
+    refit: Refit | None = None,
     log_row: Callable[[dict], None] = lambda row: None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Selection:
     """Train to the end, or to an early stop, from wherever the run folder stands. Call inside `model.training()`.
 
     `continued_from`: the step where a finished run was extended; its patience begins anew there.
+    `refit`: other runs have chosen the last step; nothing is measured here, and the report says what they found.
+    `save_interval_seconds`: the state is also saved when so much time has passed since; 0: at evaluations only.
 
-    Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step.
+    Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step; a kill,
+    one that goes on from its last save. The numbers are the same as without the stop.
     """
-    trainer = Trainer(model, train_items, config, checkpointing=checkpointing)
+    trainer = Trainer(model, train_items, config, checkpointing=checkpointing, start=info.start)
     with trainer.network:
-        return _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted).run()
+        session = _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted)
+        session.sampler, session.save_interval_seconds = sampler, save_interval_seconds
+        if refit is not None:
+            session.refit_by(refit)
+        return session.run()
 
 
 class _Session:
@@ -101,6 +116,18 @@ class _Session:
         self.probe_steps = {0, *self.schedule.steps[2::2][: self.schedule.num_probes]} if self.probe_items else set()
         self.rows: list[dict] = []
         self.stop_reason: str | None = None
+        self.sampler: Sampler | None = None
+        self.save_interval_seconds = 0.0
+        self.saved_at = time.monotonic()
+        self.evaluated_step: int | None = None  # the last whose evaluation is complete, its checkpoint included
+        self.refit: Refit | None = None
+        self.last_step = self.config.num_steps
+
+    def refit_by(self, refit: Refit) -> None:
+        # The schedule of learning rates stays that of the whole run: the chosen step was chosen in it.
+        self.refit, self.last_step = refit, refit.step
+        self.schedule = Schedule(steps=(0, refit.step), num_timesteps=self.schedule.num_timesteps, num_probes=0)
+        self.probe_items, self.probe_draws, self.probe_steps = [], (), set()
 
     # ---- the run ---------------------------------------------------------
 
@@ -109,11 +136,15 @@ class _Session:
         try:
             if self._evaluation_was_cut_short():
                 self._evaluate_and_save()
-            while self.trainer.step < self.config.num_steps and self.stop_reason is None:
+            self._sample_if_due()
+            while self.trainer.step < self.last_step and self.stop_reason is None:
                 self.check_interrupted()
                 self._advance()
                 if self.trainer.step in self.schedule.steps:
                     self._evaluate_and_save()
+                    self._sample_if_due()
+                elif 0 < self.save_interval_seconds <= time.monotonic() - self.saved_at:
+                    self._save_state()
         except BaseException as error:
             self._save_after(error)
             if isinstance(error, torch.OutOfMemoryError):
@@ -128,24 +159,44 @@ class _Session:
         weights = self.trainer.network.parameters
         # Every checkpoint, and twice (the new beside the old) a state of weights, average and two moments.
         self.run_folder.check_space(weights.numel() * weights.element_size() * (len(self.schedule.steps) + 8))
+        self.run_folder.remove_leftovers()
         state = self.run_folder.load_state()
         if state is None:
             self.rows = self.run_folder.rewind_metrics(-1)
-            if self.schedule.note:
-                self._note(self.schedule.note)
+            for note in (self.schedule.note, *self.trainer.notes):
+                if note:
+                    self._note(note)
+            for note in self.trainer.network.start_notes:
+                self._note(note)
             self._measure_base()
-            self.run_folder.save_state(self.trainer.state())
+            self._save_state()
             return
         self.trainer.load(state)
         step = self.trainer.step
+        # A state of an older version doesn't say it; its checkpoint does.
+        self.evaluated_step = state.get("evaluated_step", step if step in self.run_folder.checkpoint_steps() else None)
         self.rows = self.run_folder.rewind_metrics(step, keep_evaluation=not self._evaluation_was_cut_short())
         self._note(f"Resumed from step {step} of {self.config.num_steps}.")
+        if step == self.continued_from:
+            self._note_once(self._words_on_extension())
         self._compare_after_resume()
         self.stop_reason = self._reason_to_stop()
 
     def _evaluation_was_cut_short(self) -> bool:
+        # What is on the disk can't say it: a run that is killed after saving a checkpoint comes past it again.
         step = self.trainer.step
-        return step > 0 and step in self.schedule.steps and step not in self.run_folder.checkpoint_steps()
+        return step > 0 and step in self.schedule.steps and step != self.evaluated_step
+
+    def _words_on_extension(self) -> str:
+        config, step = self.config, self.trainer.step
+        first, last = (
+            schedules.learning_rate_at(s, num_steps=config.num_steps, config=config.optimizer) for s in (step + 1, config.num_steps)
+        )
+        rates = f"stays at {first:.2g}" if first == last else f"goes on at {first:.2g} and ends at {last:.2g}"
+        return (
+            f"Continued from step {step} to step {config.num_steps}, with the optimiser and the weight average as they were. "
+            f"The learning rate {rates}: the '{config.optimizer.schedule}' schedule over {config.num_steps} steps, from step {step} of it."
+        )
 
     def _advance(self) -> None:
         start = time.perf_counter()
@@ -170,12 +221,17 @@ class _Session:
         """Step 0, twice: the base alone, and the untrained adapter, which must change nothing."""
         if not self.eval_items:
             return
+        network = self.trainer.network
         start = time.perf_counter()
-        with self.trainer.network.disabled():
+        with network.disabled():
             base = self._measure(self.eval_items, self.draws)
         seconds = time.perf_counter() - start
-        self_test(base, self._measure(self.eval_items, self.draws), precision=self.precision)
+        with network.neutral():
+            self_test(base, self._measure(self.eval_items, self.draws), precision=self.precision)
         self._record(0, base, seconds)
+        if network.start_notes:  # step 0 of the curve stays the base: what the file itself gives is said here
+            change = 100 * (mean_error(self._measure(self.eval_items, self.draws)) / mean_error(base) - 1)
+            self._note(f"Before any training the file changes the held-out loss by {change:+.2f} %.")
         self._probe(0)
 
     def _record(self, step: int, errors: dict, seconds: float) -> dict:
@@ -207,8 +263,28 @@ class _Session:
                 row = self._record(step, errors, time.perf_counter() - start)
                 self._probe(step)
         self._save_checkpoint(step, row)
-        self.run_folder.save_state(self.trainer.state())
+        self.evaluated_step = step
+        self._save_state()
         self.stop_reason = self._reason_to_stop()
+
+    def _sample_if_due(self) -> None:
+        """After the state is saved: a kill while sampling comes back to here."""
+        step = self.trainer.step
+        if self.sampler is None or any(row["kind"] == "sample" and row["step"] == step for row in reversed(self.rows)):
+            return
+        is_last = step > 0 and step == self.evaluated_step and self.stop_reason is not None
+        if not is_last and step not in sample_steps(self.schedule.steps, self.sampler.config.every_evaluations):
+            return
+        start = time.perf_counter()
+        try:
+            with self.trainer.network.weights(self.trainer.average):
+                pictures = self.sampler.sample(step)
+            files = self.run_folder.save_samples(step, {picture.file_name: picture.png for picture in pictures})
+        except SAMPLING_ERRORS as error:
+            what = "out of GPU memory" if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
+            self._note(f"No samples at step {step} ({what}). Training goes on; a smaller size in Sample Settings needs less memory.")
+            return
+        self._emit(sample_row(step, pictures, files, time.perf_counter() - start))
 
     def _reason_to_stop(self) -> str | None:
         records, settings = self.records, self.config.evaluation
@@ -245,29 +321,44 @@ class _Session:
     def _save_after(self, error: BaseException) -> None:
         log.info("Run '%s' stopped at step %d (%s); saving it.", self.info.name, self.trainer.step, type(error).__name__)
         try:
-            self.run_folder.save_state(self.trainer.state())
+            if self._is_good():
+                self._save_state()
             if isinstance(error, NonFiniteLossError) and len(self.records) > 1:
                 self._write_report(select(self.records, non_finite_training=True), finished=False)
         except PistachioError as failure:
             # The first error is the one to show; this run goes on from its last evaluation instead.
             log.error("The state could not be saved: %s", failure)
 
+    def _save_state(self) -> None:
+        self.run_folder.save_state(self.trainer.state() | {"evaluated_step": self.evaluated_step})
+        self.saved_at = time.monotonic()
+
+    def _is_good(self) -> bool:
+        """Whether the weights may replace those of the last save: not amid an update, and not broken by the step before."""
+        trainer = self.trainer
+        return not trainer.is_updating and all(bool(torch.isfinite(flat).all()) for flat in (trainer.network.parameters, trainer.average))
+
     def _finish(self) -> Selection:
         if self.stop_reason:
-            self._note(f"Stopped early: {self.stop_reason}")
-        selection = select(self.records) if self.eval_items else not_measured(self.trainer.step)
+            self._note_once(f"Stopped early: {self.stop_reason}")
+        selection = self.refit.selection if self.refit else select(self.records) if self.eval_items else not_measured(self.trainer.step)
         report = self._write_report(selection, finished=True)
         self.log_row({"kind": "finished", "step": self.trainer.step, "report": report})
         return selection
 
     def _write_report(self, selection: Selection, *, finished: bool) -> dict:
         report = build_report(
-            run=self.info.name, selection=selection, records=self.records, settings=to_dict(self.config), seed=self.config.seed,
+            run=self.info.name, selection=selection, records=self.refit.records if self.refit else self.records, settings=to_dict(self.config), seed=self.config.seed,
             versions=self.info.versions, split_id=self.info.split_id, n_train=self.num_train, stop_reason=self.stop_reason,
             notes=[row["text"] for row in self.rows if row["kind"] == "note"],
-        ) | {"finished": finished, "trigger": self.info.trigger}
+        ) | {"finished": finished, "trigger": self.info.trigger} | (self.refit.report_fields(self.num_train) if self.refit else {})
         write_report(self.run_folder.path, report, self.rows, selection)
         return report
+
+    def _note_once(self, text: str) -> None:
+        """For what a resumed run would say again."""
+        if not any(row["kind"] == "note" and row["text"] == text for row in self.rows):
+            self._note(text)
 
     def _note(self, text: str) -> None:
         log.info("Run '%s': %s", self.info.name, text)
