@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import pytest
 import torch
 from support import tiny_objects
+from support.prepared import BOTH, Prepared, relative, snapshot, unchanged
 from support.tiny_models import FILES
 
 FAMILIES = (*FILES, *tiny_objects.OBJECT_FAMILIES)
-BOTH = (0, 1)  # pictures
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -22,76 +20,6 @@ def prepared(request, host, tiny):
     if missing:
         pytest.skip(missing)
     return Prepared(tiny_objects.load(request.param))
-
-
-class Prepared:
-    """A host model, two pictures and an adapter away from its start."""
-
-    def __init__(self, tiny):
-        from pistachio.bridge.conditions import prepare
-        from pistachio.bridge.model import HostModel
-
-        self.tiny = tiny
-        # Convolutions are adapted too where a network has them by the dozen.
-        self.targets = "all-linear+conv" if tiny.family in ("sd15", "sdxl", "sd2_v") else "all-linear"
-        with torch.inference_mode():
-            self.model = HostModel(tiny.model, precision="fp32")
-        shape = (2, *tiny.latent_shape[1:])
-        self.latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-        self.noise = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-        self.sigma = self.model.sigma_at(torch.tensor([0.7, 0.4]))
-        self.conditions = [prepare(self.model.base_model, tiny.condition(text), self.latents[:1]) for text in ("a red cat", "a blue dog")]
-
-    def network(self, *, checkpointing=False):
-        from pistachio.training.adapted import AdaptedNetwork
-        from pistachio.training.config import AdapterConfig
-
-        network = AdaptedNetwork(
-            self.model, AdapterConfig(rank=4, alpha=2, targets=self.targets), seed=0, checkpointing=checkpointing
-        )
-        with torch.no_grad():
-            network.parameters.copy_(0.05 * torch.randn(network.parameters.shape, generator=torch.Generator().manual_seed(3)))
-        return network
-
-    def errors(self, which=BOTH, model=None):
-        from pistachio.training.objective import prediction_error
-
-        which = list(which)
-        return prediction_error(
-            model or self.model, self.latents[which], self.noise[which], self.sigma[which], [self.conditions[i] for i in which]
-        )
-
-    def gradient(self, network, *passes, model=None):
-        network.gradients.zero_()
-        for which in passes or (BOTH,):
-            (self.errors(which, model).sum() / 2).backward()
-        return network.gradients.clone()
-
-    @cached_property
-    def plain_gradient(self):
-        """Of both pictures in one pass, without checkpointing."""
-        with self.model.training(), self.network() as network:
-            return self.gradient(network)
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-def snapshot(network: torch.nn.Module):
-    """Values, identities and instance attributes of everything under the network."""
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    shape = {path: (sorted(vars(module)), [id(p) for p in module._parameters.values()], vars(module).get("forward")) for path, module in network.named_modules()}
-    return weights, shape
-
-
-def _bytes(tensor):
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()  # bits: some buffers hold NaN
-
-
-def unchanged(network, before):
-    weights, shape = snapshot(network)
-    return shape == before[1] and all(_bytes(weights[name]) == _bytes(before[0][name]) for name in weights) and weights.keys() == before[0].keys()
 
 
 def test_gradients_equal_finite_differences(prepared):
@@ -152,29 +80,18 @@ def test_a_batch_costs_its_size(prepared):
 
 
 def test_the_saved_file_gives_the_trained_forward_in_the_stock_loader(prepared, tmp_path, caplog):
-    import comfy.sd
     import comfy.utils
-    import comfy.model_management
     from safetensors.torch import save_file
 
     with prepared.model.training(), prepared.network() as network, torch.no_grad():
-        trained = prepared.model.predict(prepared.latents, prepared.sigma, prepared.conditions)
+        trained = prepared.predict()
         with network.disabled():
-            base = prepared.model.predict(prepared.latents, prepared.sigma, prepared.conditions)
+            base = prepared.predict()
         save_file(network.state_dict(), tmp_path / "lora.safetensors")
-        num_adapters = len(network.adapters)
-    with caplog.at_level("WARNING"), torch.inference_mode():
-        lora = comfy.utils.load_torch_file(str(tmp_path / "lora.safetensors"), safe_load=True)
-        loaded, _ = comfy.sd.load_lora_for_models(prepared.tiny.model, None, lora, 1.0, 0.0)
-        assert not [r for r in caplog.records if "not loaded" in r.getMessage().lower()]
-        assert len(loaded.patches) == num_adapters
-        from pistachio.bridge.model import HostModel
-
-        try:
-            with_lora = HostModel(loaded, precision="fp32")
-            stock = with_lora.predict(prepared.latents, prepared.sigma, prepared.conditions)
-        finally:
-            comfy.model_management.load_models_gpu([prepared.tiny.model])  # takes the LoRA off the shared network again
+    with caplog.at_level("WARNING"):
+        stock, num_patched = prepared.stock(comfy.utils.load_torch_file(str(tmp_path / "lora.safetensors"), safe_load=True))
+    assert not [r for r in caplog.records if "not loaded" in r.getMessage().lower()]
+    assert num_patched == len(network.adapters)
     assert relative(trained, base) > 1e-3  # the adapter does something
     assert relative(stock, trained) < 1e-4
 
