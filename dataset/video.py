@@ -44,7 +44,7 @@ class ClipSettings:
             raise PistachioError(f"No number of frames is given. Write one such as 33 {where}.")
         for frames in self.frame_buckets:
             if frames < 1 or frames % 4 != 1:
-                near = max(1, frames // 4 * 4 + 1)
+                near = max(1, (frames - 1) // 4 * 4 + 1)
                 raise PistachioError(f"{frames} frames can't be encoded: video models take 4n + 1 frames. Write {near} or {near + 4} {where}.")
         if not 0 <= self.fps <= 240:
             raise PistachioError(f"The frame rate is {self.fps}. Set it between 0 (the video's own) and 240 {where}.")
