@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import timesteps
+from .config import ObjectiveConfig
 from .model import Condition
 from .seeds import generator
 
@@ -82,6 +83,7 @@ class Sample:
     noise: Tensor  # [1, C, (T,) h, w] float32, CPU
     is_prior: bool
     is_uncaptioned: bool = False
+    perturbation: Tensor | None = None  # like noise; what the network sees and the target does not
 
     @property
     def condition(self) -> Condition:
@@ -139,12 +141,14 @@ class _Rotation:
 
 
 class BatchPlan:
-    def __init__(self, items: Sequence[TrainItem], *, batch: int, seed: int, prior_fraction: float, distribution: str):
+    def __init__(self, items: Sequence[TrainItem], *, batch: int, seed: int, prior_fraction: float, distribution, objective: ObjectiveConfig = ObjectiveConfig()):
+        """`distribution`: a `timesteps.Distribution` or the name of a plain one. Of `objective` the noise's settings count here."""
         data = items if isinstance(items, TrainSet) else TrainSet(items=tuple(items))
         self.batch = batch
         self.seed = seed
         self.prior_fraction = prior_fraction
         self.distribution = distribution
+        self.objective = objective
         self.caption_dropout = data.caption_dropout
         self.regularization_share = data.regularization_share if data.regularization else 0.0
         self._own = _Rotation(data.items, batch=batch, seed=seed)
@@ -177,8 +181,17 @@ class BatchPlan:
         source = generator("sample", self.seed, step, k)
         u = torch.rand((), generator=source)
         noise = torch.randn(item.shape, generator=source)
+        perturbation = None
+        if self.objective.stratified:
+            u = timesteps.stratified(u, k, self.batch, self.seed, step)
+        if self.objective.noise_offset:
+            means = torch.randn(*item.shape[:2], *[1] * (len(item.shape) - 2), generator=generator("noise offset", self.seed, step, k))
+            noise = noise + self.objective.noise_offset * means
+        if self.objective.input_perturbation:
+            perturbation = torch.randn(item.shape, generator=generator("input perturbation", self.seed, step, k))
         return Sample(
-            item=item, t=timesteps.sample(self.distribution, u), noise=noise, is_prior=is_prior, is_uncaptioned=is_uncaptioned
+            item=item, t=timesteps.sample(self.distribution, u, item.shape), noise=noise, is_prior=is_prior, is_uncaptioned=is_uncaptioned,
+            perturbation=perturbation,
         )
 
 

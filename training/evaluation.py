@@ -21,7 +21,7 @@ from torch import Tensor
 from .errors import PistachioError
 from .model import Condition, TrainableModel
 from .seeds import seed_from
-from .timesteps import sample
+from .timesteps import Distribution, sample
 
 log = logging.getLogger("pistachio")
 
@@ -73,7 +73,7 @@ def allowed_timesteps(num_timesteps: int, num_images: int) -> int:
 
 
 def plan_draws(
-    items: Sequence[EvalItem], *, num_timesteps: int, distribution: str, for_choice: bool = True
+    items: Sequence[EvalItem], *, num_timesteps: int, distribution: Distribution | str, for_choice: bool = True
 ) -> tuple[Draw, ...]:
     """Stratified timesteps t_j = F^-1((j + 0.5) / T), each with its own noise seed, sorted by picture and t.
 
@@ -89,10 +89,11 @@ def plan_draws(
         log.warning(
             "%d timesteps a picture are too few for %d held-out pictures: using %d.", num_timesteps, len(hashes), grid_size
         )
-    grid = sample(distribution, (torch.arange(grid_size, dtype=torch.float64) + 0.5) / grid_size).tolist()
+    places = (torch.arange(grid_size, dtype=torch.float64) + 0.5) / grid_size
     draws = []
     for rank, content_hash in enumerate(hashes):
         shape = by_hash[content_hash].shape
+        grid = sample(distribution, places, shape).tolist()
         for j in _timestep_indices(rank, len(hashes), grid_size):
             draws.append(Draw(content_hash=content_hash, index=j, t=grid[j], seed=noise_seed(content_hash, shape, j)))
     return tuple(draws)
@@ -134,7 +135,7 @@ def evaluate(
     if missing:
         raise PistachioError(f"Held-out picture {missing[0][:8]} is no longer in the data. Train under a new run name.")
     found: dict[tuple[str, int], float] = {}
-    with torch.no_grad(), _dropout_off(model.network), _isolated_rng(model.device):
+    with torch.no_grad(), undisturbed(model):
         for batch, padding in _batches(by_hash, draws, batch_size):
             check_interrupted()
             errors = _batch_errors(model, by_hash, batch + [batch[0]] * padding)
@@ -179,6 +180,13 @@ def _batch_errors(model: TrainableModel, by_hash: dict[str, EvalItem], draws: li
     denoised = model.predict(x_t, sigma_B, [item.condition for item in pictures]).float()
     squared_B = (denoised - latents).square().flatten(1).mean(1)
     return (squared_B.double() / model.output_scale(sigma_B).flatten().double().square()).tolist()
+
+
+@contextmanager
+def undisturbed(model: TrainableModel) -> Iterator[None]:
+    """Dropout off, and the random state as it was afterwards."""
+    with _dropout_off(model.network), _isolated_rng(model.device):
+        yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ class TrainableModel(Protocol):
     key_prefix: str  # "diffusion_model."
     device: torch.device
     is_flow: bool  # sigma in [0, 1] and velocity output
+    patch_size: int  # latent pixels on a side of a token; asked for by a shift by resolution alone
 
     def sigma_at(self, t_B: Tensor) -> Tensor:
         """Sigma [B] for t in (0, 1], 1 is pure noise; includes the model's shift."""
@@ -36,6 +37,9 @@ class TrainableModel(Protocol):
 
     def output_scale(self, sigma_B: Tensor) -> Tensor:
         """c_out [B]: d x0_hat / d network output. |x0_hat - x0|^2 / c_out^2 is the loss in the network's output space."""
+
+    def skip_scale(self, sigma_B: Tensor) -> Tensor:
+        """c_skip [B]: d x0_hat / d x_t at a fixed network output. Asked for by input perturbation alone."""
 
     def condition_group(self, condition: Condition) -> str:
         """Conditions with equal groups can share one forward pass."""

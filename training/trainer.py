@@ -19,8 +19,8 @@ from .batches import BatchPlan, Sample, TrainItem, micro_batches
 from .config import TrainConfig
 from .errors import NonFiniteLossError, PistachioError
 from .model import TrainableModel
-from .objective import squared_error
-from .optimizers import build_optimizer, clip_gradient
+from .objective import Objective
+from .optimizers import RunOptimizer, clip_gradient
 
 LOSS_SMOOTHING = 0.98
 
@@ -42,14 +42,16 @@ class Trainer:
     ):
         self.model = model
         self.config = config
-        self.distribution = timesteps.resolve(config.objective.timestep_distribution, is_flow=model.is_flow)
+        self.distribution = timesteps.distribution_for(config.objective, model)
         self.plan = BatchPlan(
             items, batch=config.effective_batch, seed=config.seed,
-            prior_fraction=config.objective.prior_fraction, distribution=self.distribution,
+            prior_fraction=config.objective.prior_fraction, distribution=self.distribution, objective=config.objective,
         )
+        self.objective = Objective(config.objective, model)
+        self.notes = self.objective.notes(config.effective_batch)
         self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, checkpointing=checkpointing, start=start)
-        self.optimizer = build_optimizer(self.network.parameters, config.optimizer)
-        self.average = self.network.parameters.detach().clone()  # exponential moving average
+        self.optimizer = RunOptimizer(self.network, config.optimizer)
+        self.average = self.network.parameters.detach().clone()  # exponential moving average, or the optimiser's own
         self.step = 0
         self.is_updating = False  # what is in memory belongs to no step
         self.loss_ema: float | None = None
@@ -67,7 +69,8 @@ class Trainer:
             is_prior_B = torch.tensor([sample.is_prior for sample in batch], device=errors_B.device)
             sums += torch.stack([errors_B.detach()[~is_prior_B].sum(), errors_B.detach()[is_prior_B].sum()])
         norm = clip_gradient(gradients, self.config.optimizer.clip_norm)
-        own, prior, grad_norm = torch.cat([sums, norm.view(1)]).tolist()  # the step's one synchronisation
+        scale = self.optimizer.scale
+        own, prior, grad_norm, *scales = torch.cat([sums, norm.view(1), *([] if scale is None else [scale.view(1)])]).tolist()  # the step's one synchronisation
         num_priors = sum(sample.is_prior for sample in samples)
         loss = own / (len(samples) - num_priors) if num_priors < len(samples) else math.nan
         if not math.isfinite(own + prior + grad_norm):
@@ -76,34 +79,44 @@ class Trainer:
                 "or choose precision 'fp32' on Train LoRA. The run is saved up to the step before."
             )
         learning_rate = schedules.learning_rate_at(step, num_steps=self.config.num_steps, config=self.config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         self.is_updating = True
-        self.optimizer.step()
-        self.average.lerp_(self.network.parameters, 1 - self.config.ema_decay)
+        self.optimizer.step(learning_rate)
+        if self.optimizer.averages:
+            self.optimizer.copy_average(self.average)
+        else:
+            self.average.lerp_(self.network.parameters, 1 - self.config.ema_decay)
         self.step, self.is_updating = step, False
         if math.isfinite(loss):
             self.loss_ema = loss if self.loss_ema is None else LOSS_SMOOTHING * self.loss_ema + (1 - LOSS_SMOOTHING) * loss
         return StepResult(
-            loss=loss, prior_loss=prior / num_priors if num_priors else None, grad_norm=grad_norm, learning_rate=learning_rate
+            loss=loss, prior_loss=prior / num_priors if num_priors else None, grad_norm=grad_norm,
+            learning_rate=learning_rate * (scales[0] if scales else 1.0),
         )
 
     def _errors(self, batch: list[Sample]):
-        """[B] squared errors; a prior sample's target is what the base itself predicts there."""
+        """[B] losses; a prior sample's target is what the base itself predicts there, all over the picture."""
         model = self.model
         latents = torch.cat([sample.item.latents for sample in batch]).to(model.device, torch.float32)
         noise = torch.cat([sample.noise for sample in batch]).to(model.device)
-        sigma_B = model.sigma_at(torch.stack([sample.t for sample in batch]))
-        x_t = model.add_noise(latents, noise, sigma_B)
+        t_B = torch.stack([sample.t for sample in batch])
+        sigma_B = model.sigma_at(t_B)
+        x_t, target = model.add_noise(latents, noise, sigma_B), latents
+        if self.config.objective.input_perturbation:
+            perturbation = torch.cat([sample.perturbation for sample in batch]).to(model.device)
+            x_t, target = self.objective.perturbed(x_t, latents, perturbation, sigma_B)
         conditions = [sample.condition for sample in batch]
         priors = [i for i, sample in enumerate(batch) if sample.is_prior]
-        target = latents
         if priors:
             with torch.no_grad(), self.network.disabled():
                 base = model.predict(x_t[priors], sigma_B[priors], [conditions[i] for i in priors])
-            target = latents.clone()
+            target = target.clone()
             target[priors] = base.float()
-        return squared_error(model, model.predict(x_t, sigma_B, conditions), target, sigma_B)
+        masks = [None if sample.is_prior else sample.item.mask for sample in batch]
+        losses_B = self.objective.losses(model.predict(x_t, sigma_B, conditions), target, sigma_B, t_B, masks)
+        item_weights = [sample.item.loss_weight for sample in batch]
+        if any(weight != 1 for weight in item_weights):
+            losses_B = losses_B * torch.tensor(item_weights, device=losses_B.device)
+        return losses_B
 
     def state(self) -> dict:
         return {

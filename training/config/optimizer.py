@@ -63,6 +63,10 @@ class OptimizerConfig:
             f"Prodigy finds the learning rate itself, and {self.learning_rate} multiplies what it finds. Set learning_rate to 1 {NODE}.",
         )
         check(
+            self.name != "prodigy" or self.lora_plus_ratio == 1,
+            f"Prodigy finds one learning rate for all weights, and lora_plus_ratio is {self.lora_plus_ratio}. Set it to 1 {NODE}.",
+        )
+        check(
             self.name != "schedule-free" or self.schedule == "constant",
             f"Schedule-free takes the place of the schedule, and '{self.schedule}' is set. Choose schedule 'constant' {NODE}; warm-up stays.",
         )

@@ -1,0 +1,128 @@
+"""The optimiser of a run: built over the adapters' weights, stepped at a rate, saved and restored bit for bit.
+
+Elementwise methods get the run's one flat buffer. Methods that look at matrices get the adapters' own tensors,
+which are views of it. Which layers there are, and what the gradients mean, is not known here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..adapted import AdaptedNetwork
+from ..config import OptimizerConfig
+from ..errors import PistachioError
+from .arguments import constructor_arguments
+from .eight_bit import AdamW8bitKahan
+from .elementwise import Lion, Prodigy, ScheduleFreeAdamW
+from .factored import Adafactor, Came
+from .groups import matrix_groups, vector_groups
+from .library import bitsandbytes_adamw, construct, optimizer_class
+
+ELEMENTWISE = {
+    "adamw": torch.optim.AdamW, "adamw-8bit-kahan": AdamW8bitKahan, "lion": Lion, "prodigy": Prodigy, "schedule-free": ScheduleFreeAdamW,
+}
+BY_MATRIX = {"adafactor": Adafactor, "came": Came}
+
+
+def build_optimizer(network: AdaptedNetwork, config: OptimizerConfig) -> Optimizer:
+    """Every group carries "lr_ratio", its share of the run's learning rate."""
+    if config.name == "library":
+        found, groups = optimizer_class(config.library), matrix_groups(network, config)
+    elif config.name in BY_MATRIX:
+        found, groups = BY_MATRIX[config.name], matrix_groups(network, config)
+    else:
+        found = bitsandbytes_adamw(network.parameters) if config.name == "adamw-8bit" else ELEMENTWISE[config.name]
+        groups = vector_groups(network, config)
+    fused = {"fused": True} if config.name == "adamw" else {}
+    return construct(found, groups, constructor_arguments(found, config, **fused), config)
+
+
+class RunOptimizer:
+    """An optimiser over a run's adapters, and the average that it keeps of them, if it does."""
+
+    def __init__(self, network: AdaptedNetwork, config: OptimizerConfig):
+        self.network = network
+        self.config = config
+        self.inner = build_optimizer(network, config)
+        # Both libraries of schedule-free optimisers switch between the trained and the averaged weights this way.
+        self._switches = config.name == "library" and hasattr(self.inner, "train") and hasattr(self.inner, "eval")
+        if self._switches:
+            self.inner.train()
+
+    @property
+    def averages(self) -> bool:
+        return self._switches or isinstance(self.inner, ScheduleFreeAdamW)
+
+    @property
+    def scale(self) -> Tensor | None:
+        """What a learning-rate-free method multiplies the rate by, on the device."""
+        return self.inner.scale if isinstance(self.inner, Prodigy) else None
+
+    def step(self, learning_rate: float) -> None:
+        for group in self.inner.param_groups:
+            group["lr"] = learning_rate * group["lr_ratio"]
+        try:
+            self.inner.step()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            if self.config.name != "library" or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise PistachioError(
+                f"Optimiser '{self.config.library}' can't train these weights ({type(error).__name__}: {error}). Choose another in Optimizer Settings."
+            ) from error
+
+    @torch.no_grad()
+    def copy_average(self, target: Tensor) -> None:
+        """The optimiser's own average, flat; the weights in training stay as they are. Only where `averages`."""
+        if not self._switches:
+            for group in self.inner.param_groups:
+                for p in group["params"]:
+                    start = p.storage_offset() - self.network.parameters.storage_offset()
+                    target[start : start + p.numel()] = self.inner.averaged(p, group)
+            return
+        trained = self.network.parameters.clone()
+        self.inner.eval()
+        target.copy_(self.network.parameters)
+        self.inner.train()
+        # Back through the same interpolation would be back but for rounding.
+        self.network.parameters.copy_(trained)
+
+    def state_dict(self) -> dict:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, saved: dict) -> None:
+        """As saved, bit for bit. torch's own loading would turn 8-bit codes into floats."""
+        params = [p for group in self.inner.param_groups for p in group["params"]]
+        ours = [len(group["params"]) for group in self.inner.param_groups]
+        if [len(group["params"]) for group in saved["param_groups"]] != ours:
+            raise PistachioError("The saved run's optimiser held other weights. Train under a new run name.")
+        for group, values in zip(self.inner.param_groups, saved["param_groups"]):
+            fused = group.get("fused") or group.get("capturable")
+            group.update({key: _on(value, params[0].device) for key, value in values.items() if key != "params"})
+        self.inner.state.clear()
+        for index, values in saved["state"].items():
+            device = params[index].device
+            # torch keeps the count of steps on the CPU unless its kernels are fused.
+            self.inner.state[params[index]] = {
+                key: _on(value, torch.device("cpu") if key == "step" and not fused else device) for key, value in values.items()
+            }
+
+
+def _on(value, device: torch.device):
+    """A copy on the device, lists and tables of tensors included."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: _on(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on(item, device) for item in value)
+    return value
+
+
+def clip_gradient(gradient: Tensor, max_norm: float) -> Tensor:
+    """Scale in place to at most `max_norm`; the norm before, as a tensor (no synchronisation)."""
+    norm = torch.linalg.vector_norm(gradient)
+    if max_norm > 0:
+        gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
