@@ -21,6 +21,7 @@ EVENTS = {
     "eval": "pistachio.evaluation",
     "probe": "pistachio.probe",
     "note": "pistachio.note",
+    "sample": "pistachio.sample",
     "finished": "pistachio.finished",
 }
 MIN_INTERVAL_SECONDS = 1 / 20  # between two steps; every other event is always sent
@@ -57,6 +58,8 @@ class RunEvents:
             payload["seconds_left"] = seconds_left
         elif kind == "finished":
             payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "eval_delta_pct") if key in row.get("report", {})}
+        if kind == "sample":
+            payload["pictures"] = [picture | {"thumbnail": thumbnail_file(self.folder, picture["file"])} for picture in row["pictures"]]
         self.send(EVENTS[kind], finite({**payload, "run": self.folder.name, "node_id": self.node_id, "num_steps": self.num_steps}))
         if kind == "train":
             # Last: the host's bar is where a pressed cancel button is noticed.
@@ -69,6 +72,11 @@ class RunEvents:
             return None
         first_step, started = self.first
         return (now - started) / (step - first_step) * max(0, self.num_steps - step) if step > first_step else None
+
+
+def thumbnail_file(run_folder: Path, file: str) -> str:
+    """What GET /pistachio/thumbnail takes for a file of a run."""
+    return str(run_folder / file)
 
 
 def finite(value):

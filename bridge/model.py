@@ -19,7 +19,7 @@ from torch import Tensor
 from ..training.errors import PistachioError
 from .conditions import HostCondition, concatenate
 from .differentiable import attribute, differentiable
-from .families import UNTRAINABLE_TYPES, blocks_of
+from .families import blocks_of, note_of, why_refused
 
 log = logging.getLogger("pistachio")
 
@@ -40,6 +40,7 @@ class HostModel:
         self.network = self.base_model.diffusion_model
         self.device = self.patcher.load_device
         self.family = type(self.base_model.model_config).__name__
+        self.notes = tuple(filter(None, [note_of(self.base_model)]))  # for the run's report
         self.model_sampling = self.patcher.get_model_object("model_sampling")
         self.latent_channels = self.base_model.latent_format.latent_channels
         self.is_flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
@@ -174,14 +175,14 @@ def differentiable_attention(original, *args, **kwargs):
 
 
 def refuse_untrainable(base_model) -> None:
-    kind = base_model.model_type.name
-    if kind in UNTRAINABLE_TYPES:
+    reason = why_refused(base_model)
+    if reason:
         raise PistachioError(
-            f"This model ({kind}) can't be trained: {UNTRAINABLE_TYPES[kind]}. Load a text-to-image or text-to-video model."
+            f"{type(base_model.model_config).__name__} can't be trained: {reason}. Load a text-to-image or text-to-video model."
         )
     channels = base_model.latent_format.latent_channels
     shape = (1, channels, 1, 8, 8) if base_model.latent_format.latent_dimensions == 3 else (1, channels, 8, 8)
-    if base_model.concat_cond(noise=torch.zeros(shape), device=torch.device("cpu")) is not None:
+    if base_model.concat_keys or base_model.concat_cond(noise=torch.zeros(shape), device=torch.device("cpu")) is not None:
         raise PistachioError(
             "This model also needs a picture as input (image-to-video, inpaint or edit), which training can't give it. "
             "Load the text-to-image or text-to-video version of it."

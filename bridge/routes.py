@@ -17,7 +17,7 @@ from server import PromptServer
 from ..dataset.images import read_rgb
 from ..training.errors import PistachioError
 from ..training.run import Run, RunFolder, list_runs
-from .events import finite
+from .events import finite, thumbnail_file
 from .folders import allowed_file, find_run, runs_folder
 
 MAX_THUMBNAIL_PX = 1024
@@ -81,9 +81,18 @@ def details(run: Run) -> dict:
     return summary(run) | {
         "config": folder.config(),
         "dataset": folder.dataset(),
-        "metrics": folder.metrics(),
+        "metrics": (metrics := folder.metrics()),
         "report": folder.report(),
+        "samples": samples(folder, metrics),
     }
+
+
+def samples(folder: RunFolder, metrics: list[dict]) -> list[dict]:
+    """By step; `thumbnail` is what GET /pistachio/thumbnail takes as its file."""
+    return [
+        {"step": row["step"], "pictures": [p | {"thumbnail": thumbnail_file(folder.path, p["file"])} for p in row["pictures"]]}
+        for row in metrics if row["kind"] == "sample"
+    ]
 
 
 def thumbnail(file: str, size_px: int) -> bytes:

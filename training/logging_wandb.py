@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from ..dataset.files import atomic_write_text
 from .config import LoggingConfig
 from .errors import PistachioError
 
@@ -41,6 +42,12 @@ def wandb_values(row: dict) -> dict[str, float]:
     return {STEP: row["step"]} | {key: value for key, value in values.items() if value is not None}
 
 
+def sample_keys(row: dict) -> dict[str, dict]:
+    """Key -> picture of a row of samples; a prompt keeps its key over the steps. Empty for every other row."""
+    pictures = row["pictures"] if row["kind"] == "sample" else ()
+    return {f"samples/{Path(picture['file']).stem}": picture for picture in pictures}
+
+
 def selection_values(report: dict) -> dict[str, float | str]:
     tied_lo, tied_hi = report["tied_range"]
     found = report | {"tied_lo": tied_lo, "tied_hi": tied_hi}
@@ -64,6 +71,7 @@ class WandbLogger:
     ):
         self._run = None
         self._failed = False
+        self.folder = run_folder
         if config.wandb == "off":
             return
         wandb = _import_wandb()
@@ -80,6 +88,9 @@ class WandbLogger:
         values = wandb_values(row) if self.active else {}
         if values:
             self._guard(lambda: self._run.log(values))
+        pictures = sample_keys(row) if self.active else {}
+        if pictures:
+            self._guard(lambda: self._log_pictures(row["step"], pictures))
 
     def finish(self, report: dict | None = None) -> None:
         """Close the wandb run; `report` (report.json) adds the choice to its summary. Safe to call twice."""
@@ -111,6 +122,11 @@ class WandbLogger:
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
         self._run.define_metric("eval/loss_delta", summary="min", step_metric=STEP)
+
+    def _log_pictures(self, step: int, pictures: dict[str, dict]) -> None:
+        wandb = _import_wandb()
+        images = {key: wandb.Image(str(self.folder / picture["file"]), caption=picture["prompt"]) for key, picture in pictures.items()}
+        self._run.log({STEP: step} | images)
 
     def _guard(self, action: Callable[[], None]) -> None:
         if self._failed:
@@ -156,5 +172,5 @@ def _run_id(run_folder: Path) -> str:
     if path.is_file():
         return json.loads(path.read_text("utf-8"))["id"]
     run_id = secrets.token_hex(4)
-    path.write_text(json.dumps({"id": run_id}), "utf-8")
+    atomic_write_text(path, json.dumps({"id": run_id}))
     return run_id

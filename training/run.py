@@ -4,6 +4,7 @@
     dataset.json     content hashes, captions, split
     metrics.jsonl    one row a step and an evaluation, appended and flushed
     checkpoints/step-000250/{adapter_model.safetensors, adapter_config.json, evaluation.json}
+    samples/step-000250/00-with-trigger.png
     state/state.pt   adapter, average and optimiser at the last save
     report.json, loss.png
 
@@ -32,6 +33,7 @@ from .errors import PistachioError, RunConflictError
 CHECKPOINT_NAME = re.compile(r"step-(\d{6,})$")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}$")
 WEIGHTS_FILE = "adapter_model.safetensors"
+TRAINED_KINDS = ("train", "note")  # rows of metrics.jsonl that an evaluation does not write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,13 +81,18 @@ class RunFolder:
     def report(self) -> dict | None:
         return self._read_json("report.json")
 
+    def is_finished(self) -> bool:
+        """Trained to the end of what config.json asks for: the report of a run that is being extended speaks of fewer steps."""
+        config, report = self.config(), self.report()
+        if config is None or report is None or not report.get("finished"):
+            return False
+        return report.get("settings", {}).get("num_steps") == config["settings"]["num_steps"]
+
     def status(self) -> str:
         """'finished', 'running', 'interrupted' or 'new'."""
-        config = self.config()
-        if config is None:
+        if self.config() is None:
             return "new"
-        report = self.report()
-        if report is not None and report.get("finished"):
+        if self.is_finished():
             return "finished"
         lock = self._file_lock()
         try:
@@ -101,10 +108,13 @@ class RunFolder:
         if not path.is_file():
             return []
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # As bytes: the cut may lie within a letter, and a caption may hold what Unicode calls a line end.
+        for line in path.read_bytes().split(b"\n"):
+            if not line:
+                continue
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                rows.append(json.loads(line.decode("utf-8")))
+            except (json.JSONDecodeError, UnicodeDecodeError):
                 break
         return rows
 
@@ -159,24 +169,35 @@ class RunFolder:
             raise write_error(path, error) from error
 
     def rewind_metrics(self, step: int, *, keep_evaluation: bool = True) -> list[dict]:
-        """Drop the rows after `step`, and that step's evaluation if asked: they are about to be computed again."""
-        again = () if keep_evaluation else ("eval", "probe")
-        rows = [r for r in self.metrics() if r["step"] < step or (r["step"] == step and r["kind"] not in again)]
+        """Drop the rows after `step`, and what was measured at it if asked: they are about to be computed again."""
+        rows = [r for r in self.metrics() if r["step"] < step or (r["step"] == step and (keep_evaluation or r["kind"] in TRAINED_KINDS))]
         atomic_write_text(self.path / "metrics.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return rows
 
     def save_checkpoint(
         self, step: int, tensors: dict[str, Tensor], metadata: dict[str, str], adapter_config: dict, evaluation: dict
     ) -> None:
-        """A folder that appears complete or not at all; one from a run that is being repeated is replaced."""
-        target = self.checkpoint_file(step).parent
+        with self._whole_folder(self.checkpoint_file(step).parent) as folder:
+            save_file(tensors, str(folder / WEIGHTS_FILE), metadata=metadata)
+            for name, value in (("adapter_config.json", adapter_config), ("evaluation.json", evaluation)):
+                (folder / name).write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def save_samples(self, step: int, pictures: dict[str, bytes]) -> list[str]:
+        """File name -> PNG. Gives the files' paths from the run folder, with forward slashes."""
+        target = self.path / "samples" / f"step-{step:06d}"
+        with self._whole_folder(target) as folder:
+            for name, data in pictures.items():
+                (folder / name).write_bytes(data)
+        return [f"samples/{target.name}/{name}" for name in pictures]
+
+    @contextmanager
+    def _whole_folder(self, target: Path) -> Iterator[Path]:
+        """A folder that appears complete or not at all; one from a stretch that is being repeated is replaced."""
         temporary = target.with_name(f".{target.name}.tmp")
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            save_file(tensors, str(temporary / WEIGHTS_FILE), metadata=metadata)
-            for name, value in (("adapter_config.json", adapter_config), ("evaluation.json", evaluation)):
-                (temporary / name).write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+            yield temporary
             for path in temporary.iterdir():
                 _flush_to_disk(path)
             if target.exists():
@@ -185,6 +206,15 @@ class RunFolder:
         except OSError as error:
             raise write_error(target, error) from error
 
+    def remove_leftovers(self) -> None:
+        """What a killed writer left half done."""
+        for folder in (self.path / "checkpoints", self.path / "samples"):
+            for path in folder.glob(".step-*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+        for pattern in (".*.pistachio-tmp", "state/.*.tmp"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def save_state(self, state: dict) -> None:
         path = self.path / "state" / "state.pt"
         temporary = path.with_name(".state.pt.tmp")
@@ -192,11 +222,17 @@ class RunFolder:
             path.parent.mkdir(exist_ok=True)
             torch.save(state, temporary)
             _flush_to_disk(temporary)
+            # A state must never outlive the rows before it, not even where the power fails.
+            if (self.path / "metrics.jsonl").is_file():
+                _flush_to_disk(self.path / "metrics.jsonl")
             os.replace(temporary, path)
         except OSError as error:
             raise write_error(path, error) from error
         except RuntimeError as error:  # torch reports a full disk this way
             raise PistachioError(f"'{path}' could not be written ({free_words(path.parent)}): {error}") from error
+
+    def has_state(self) -> bool:
+        return (self.path / "state" / "state.pt").is_file()
 
     def load_state(self) -> dict | None:
         path = self.path / "state" / "state.pt"

@@ -5,5 +5,6 @@ from .evaluation import EvaluationSettings
 from .logging import LoggingSettings
 from .objective import ObjectiveSettings
 from .optimizer import OptimizerSettings
+from .samples import SampleSettingsNode
 
-SETTINGS_NODES = (AdapterSettings, OptimizerSettings, ObjectiveSettings, EvaluationSettings, LoggingSettings)
+SETTINGS_NODES = (AdapterSettings, OptimizerSettings, ObjectiveSettings, EvaluationSettings, LoggingSettings, SampleSettingsNode)

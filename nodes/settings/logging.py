@@ -15,7 +15,7 @@ class LoggingSettings(io.ComfyNode):
             node_id="PistachioLoggingSettings",
             display_name="Logging Settings",
             category=SETTINGS,
-            description="Sends the run's numbers to Weights & Biases too. The run folder has them in any case.",
+            description="Sends the run's numbers and samples to Weights & Biases or TensorBoard too, and says how often the run is saved. The run folder has the numbers in any case.",
             search_aliases=["wandb", "weights and biases", "tensorboard"],
             inputs=[
                 io.Combo.Input(
@@ -25,6 +25,11 @@ class LoggingSettings(io.ComfyNode):
                 io.String.Input("project", default=default(LoggingConfig, "project"), optional=True, tooltip="The project's name on Weights & Biases."),
                 io.String.Input("entity", default=default(LoggingConfig, "entity"), optional=True, tooltip="User or team on Weights & Biases. Empty: your own.", **ADVANCED),
                 io.String.Input("tags", default="", optional=True, tooltip="Tags of the run, separated by commas.", **ADVANCED),
+                io.Boolean.Input("tensorboard", default=default(LoggingConfig, "tensorboard"), optional=True, tooltip="Event files in the run's folder 'tensorboard', for 'tensorboard --logdir output/pistachio'. Needs the package tensorboard."),
+                io.Float.Input(
+                    "save_state_minutes", default=default(LoggingConfig, "save_state_minutes"), optional=True, min=0.0, max=1440.0, step=1.0,
+                    tooltip="The run is saved at every evaluation, on cancel, and when so many minutes have passed: a crash repeats no more than that. 0: at evaluations only. The numbers don't depend on it.", **ADVANCED,
+                ),
             ],
             outputs=[Logging.Output("logging", display_name="logging", tooltip="For Train LoRA.")],
         )
