@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bridge import folders
 from ..bridge.events import RunEvents
+from ..bridge.items import Regularization
 from ..bridge.lora import apply_lora, install_checkpoint
 from ..bridge.progress import check_interrupted
 from ..bridge.training import train_lora
@@ -14,7 +15,7 @@ from ..training.config import (
 )
 from ..training.errors import PistachioError
 from ..training.run import RunFolder, check_run_name
-from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Objective, Optimizer, RunHandle, default, problem, schema
+from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Objective, Optimizer, RunHandle, Samples, default, problem, schema
 from .shown import chosen_step, image_tensor, loss_chart, run_sentences, shown
 
 
@@ -36,7 +37,8 @@ class TrainLora(io.ComfyNode):
                 Objective.Input("objective", optional=True, tooltip="From Objective Settings. Not connected: the timesteps that suit the model and the plain squared error."),
                 Evaluation.Input("evaluation", optional=True, tooltip="From Evaluation Settings. Not connected: 16 evaluations and early stop."),
                 Logging.Input("logging", optional=True, tooltip="From Logging Settings. Not connected: the run folder alone."),
-                RunHandle.Input("continue_run", optional=True, tooltip="From Load Run: go on with this run, for num_steps in all (0: half as many again). run_name is then not used."),
+                RunHandle.Input("continue_run", optional=True, tooltip="From Load Run: go on with this run, for num_steps in all (0: half as many again). run_name is then not used. Weights, average and optimiser go on as they were; the learning rate goes on as its schedule over the new number of steps has it there, so a constant one gives what training so long at once would have given."),
+                Samples.Input("samples", optional=True, tooltip="From Sample Settings: pictures of the model in training. Not connected: none."),
                 io.String.Input("trigger_word", default="", optional=True, tooltip="Empty, or the same as on Encode Dataset: a guard against training the wrong set."),
                 io.String.Input("run_name", default="my_character", optional=True, tooltip="Names the run folder output/pistachio/<name> and the LoRA file. Another name for other settings or pictures."),
                 io.Int.Input(
@@ -55,6 +57,9 @@ class TrainLora(io.ComfyNode):
                     "block_checkpointing", options=list(CHECKPOINTING), default=default(TrainConfig, "block_checkpointing"), optional=True,
                     tooltip="on: needs far less memory and about a third more time. auto: on for large models.", **ADVANCED,
                 ),
+                Encoded.Input("regularization", optional=True, tooltip="From a second Encode Dataset: ordinary pictures of the class (any woman, any cat), trained along without the trigger word so that the class stays as it is. Never held out."),
+                io.Float.Input("regularization_share", default=default(Regularization, "share"), optional=True, min=0.0, max=0.9, step=0.05, tooltip="Share of the steps that train on the regularisation pictures.", **ADVANCED),
+                io.Float.Input("regularization_weight", default=default(Regularization, "weight"), optional=True, min=0.01, max=100.0, step=0.05, tooltip="Weight of the regularisation pictures' loss.", **ADVANCED),
             ],
             outputs=[
                 io.Model.Output("trained_model", display_name="model", tooltip="The base model with the chosen checkpoint's LoRA at strength 1."),
@@ -76,9 +81,10 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, encoded, adapter=None, optimizer=None, objective=None, evaluation=None, logging=None, continue_run=None, trigger_word="",
+        cls, model, encoded, adapter=None, optimizer=None, objective=None, evaluation=None, logging=None, continue_run=None, samples=None, trigger_word="",
         run_name="my_character", num_steps=0, batch_size=1, accumulation=1, seed=0, prior_preservation=0.5,
         precision="auto", block_checkpointing="auto",
+        regularization=None, regularization_share=0.5, regularization_weight=1.0,
     ) -> io.NodeOutput:
         config = TrainConfig(
             num_steps=num_steps, batch_size=batch_size, accumulation=accumulation, seed=seed, precision=precision,
@@ -96,6 +102,7 @@ class TrainLora(io.ComfyNode):
         run = train_lora(
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
             log_row=RunEvents(node_id=cls.hidden.unique_id, folder=folder), check_interrupted=check_interrupted, continue_run=continue_run,
+            samples=samples, regularization=_regularization(regularization, regularization_share, regularization_weight),
         )
         step = chosen_step(run)
         lora_name = install_checkpoint(run, step)
@@ -104,3 +111,7 @@ class TrainLora(io.ComfyNode):
         return io.NodeOutput(
             trained, lora_name, run, image_tensor(chart), ui=shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
         )
+
+
+def _regularization(encoded, share: float, weight: float) -> Regularization | None:
+    return None if encoded is None else Regularization(encoded=encoded, share=share, weight=weight)
