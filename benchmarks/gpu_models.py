@@ -6,73 +6,32 @@ nor text encoders are needed. Knows sizes; knows nothing of what is measured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from support.tiny_networks import FAMILIES, NEWER_FLUX
+from support.tiny_objects import OBJECT_FAMILIES, model_config
+from support.tiny_objects import ObjectFamily as Network
+from support.tiny_objects import caption as caption_of
 
-CAPTION_TOKENS = 12
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
-    config_class: str  # in comfy.supported_models
-    arguments: dict  # of the network's class
-    latent_shape: tuple[int, ...]  # [1, C, (T,) h, w]
-    caption_shape: tuple[int, ...]  # [1, tokens, width]
-    pooled_width: int = 0
-    has_mask: bool = False
+FLUX_PARAMETERS = "comfy.ldm.flux.model:FluxParams"
+# Of the families that tests load from files: shape of a caption, width of its pooled vector.
+CAPTIONS = {
+    "sd15": ((1, 77, 768), 768), "sdxl": ((1, 77, 2048), 1280), "sd3": ((1, 77, 4096), 2048), "flux": ((1, 32, 4096), 768),
+    "wan21": ((1, 512, 4096), 0),
+}
 
 
 def small_networks() -> dict[str, Network]:
-    """The five families that tests train from files, and those whose sizes ComfyUI fixes, which exist small as objects only."""
-    from support.tiny_networks import FAMILIES, NEWER_FLUX
-
-    captions = {"sd15": ((1, 77, 768), 768), "sdxl": ((1, 77, 2048), 1280), "sd3": ((1, 77, 4096), 2048),
-                "flux": ((1, 32, 4096), 768), "wan21": ((1, 512, 4096), 0)}
-    networks = {
+    """The families that the tests prove, in the tests' own sizes."""
+    with_files = {
         name: Network(
-            config_class=family.config_class, latent_shape=family.latent_shape,
-            arguments=dict(family.network) | (NEWER_FLUX if name == "flux" else {}),
-            caption_shape=captions[name][0], pooled_width=captions[name][1],
+            config_class=family.config_class, latent_shape=family.latent_shape, network=family.network,
+            newer=NEWER_FLUX if name == "flux" else {}, parameters=FLUX_PARAMETERS if name == "flux" else "",
+            caption_shape=CAPTIONS[name][0], pooled_width=CAPTIONS[name][1],
         ) for name, family in FAMILIES.items()
     }
-    wan = dict(FAMILIES["wan21"].network)
-    lumina = dict(
-        image_model="lumina2", patch_size=2, in_channels=16, cap_feat_dim=64, n_layers=2, n_refiner_layers=1, qk_norm=True,
-    )
-    return networks | {
-        "wan22_5b": Network(
-            config_class="WAN22_T2V", arguments=wan | dict(in_dim=48, out_dim=48), latent_shape=(1, 48, 1, 8, 8), caption_shape=(1, 512, 4096),
-        ),
-        "qwen_image": Network(
-            config_class="QwenImage", latent_shape=(1, 16, 1, 8, 8), caption_shape=(1, CAPTION_TOKENS, 64),
-            arguments=dict(image_model="qwen_image", in_channels=64, num_layers=2, num_attention_heads=1, joint_attention_dim=64),
-        ),
-        "z_image": Network(
-            config_class="ZImage", latent_shape=(1, 16, 8, 8), caption_shape=(1, CAPTION_TOKENS, 64), has_mask=True,
-            arguments=lumina | dict(
-                dim=256, n_heads=2, n_kv_heads=2, axes_dims=[32, 48, 48], axes_lens=[1536, 512, 512], rope_theta=256.0,
-                ffn_dim_multiplier=8.0 / 3.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
-            ),
-        ),
-        "lumina2": Network(
-            config_class="Lumina2", latent_shape=(1, 16, 8, 8), caption_shape=(1, CAPTION_TOKENS, 64), has_mask=True,
-            arguments=lumina | dict(
-                dim=96, n_heads=1, n_kv_heads=1, axes_dims=[32, 32, 32], axes_lens=[300, 512, 512], rope_theta=10000.0,
-                ffn_dim_multiplier=4.0,
-            ),
-        ),
-        "flux2": Network(
-            config_class="Flux2", latent_shape=(1, 128, 4, 4), caption_shape=(1, 32, 64),
-            arguments=dict(
-                image_model="flux2", axes_dim=[32, 32, 32, 32], num_heads=1, mlp_ratio=3.0, theta=2000, out_channels=128,
-                global_modulation=True, mlp_silu_act=True, qkv_bias=False, ops_bias=False, default_ref_method="index",
-                ref_index_scale=10.0, in_channels=128, hidden_size=128, context_in_dim=64, patch_size=1, vec_in_dim=None,
-                depth=1, depth_single_blocks=1, guidance_embed=True, txt_ids_dims=[3], yak_mlp=False, txt_norm=False,
-            ),
-        ),
-    }
+    return with_files | OBJECT_FAMILIES
 
 
 def full_networks() -> dict[str, Network]:
@@ -80,7 +39,7 @@ def full_networks() -> dict[str, Network]:
     return {
         "sdxl": Network(
             config_class="SDXL", latent_shape=(1, 4, 128, 128), caption_shape=(1, 77, 2048), pooled_width=1280,
-            arguments=dict(
+            network=dict(
                 use_checkpoint=False, image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2],
                 channel_mult=(1, 2, 4), num_head_channels=64, use_spatial_transformer=True, transformer_depth=[0, 0, 2, 2, 10, 10],
                 transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10, context_dim=2048,
@@ -90,15 +49,16 @@ def full_networks() -> dict[str, Network]:
         ),
         "flux": Network(
             config_class="Flux", latent_shape=(1, 16, 128, 128), caption_shape=(1, 512, 4096), pooled_width=768,
-            arguments=dict(
+            parameters=FLUX_PARAMETERS, newer=NEWER_FLUX,
+            network=dict(
                 image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072,
                 mlp_ratio=4.0, num_heads=24, depth=19, depth_single_blocks=38, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
-                qkv_bias=True, guidance_embed=True, txt_ids_dims=[], yak_mlp=False, txt_norm=False,
+                qkv_bias=True, guidance_embed=True,
             ),
         ),
         "wan14b": Network(
             config_class="WAN21_T2V", latent_shape=(1, 16, 1, 128, 128), caption_shape=(1, 512, 4096),
-            arguments=dict(
+            network=dict(
                 image_model="wan2.1", model_type="t2v", dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, in_dim=16, out_dim=16,
                 patch_size=(1, 2, 2), freq_dim=256, window_size=(-1, -1), qk_norm=True, cross_attn_norm=True, eps=1e-6,
             ),
@@ -119,18 +79,10 @@ def is_known(network: Network) -> bool:
 
 def build_patcher(network: Network, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Any:
     """A MODEL as a loader gives it. Equal seeds give equal weights on the CPU alone: copy the state for another device."""
-    import comfy.ldm.flux.model
     import comfy.model_patcher
-    import comfy.supported_models
 
-    arguments = dict(network.arguments)
-    if "flux" in str(arguments.get("image_model")):
-        # 0.3.75 has fewer of these.
-        known = comfy.ldm.flux.model.FluxParams.__dataclass_fields__
-        arguments = {name: value for name, value in arguments.items() if name in known or name == "image_model"}
-    config = getattr(comfy.supported_models, network.config_class)(arguments)
-    config.set_inference_dtype(dtype, None)
-    base = config.get_model({}, "", device=device)
+    marks = {name: torch.tensor(values) for name, values in network.marks.items()}
+    base = model_config(network, dtype).get_model(marks, "", device=device)
     _fill(base.diffusion_model, torch.Generator(device).manual_seed(seed))
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = kind(base.eval(), load_device=device, offload_device=device)
@@ -157,16 +109,7 @@ def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 def captions(network: Network, count: int) -> list:
     """CONDITIONING, one a picture, as a text node gives it."""
-    conditioning = []
-    for i in range(count):
-        generator = torch.Generator().manual_seed(1000 + i)
-        extra: dict = {"pooled_output": torch.randn(1, network.pooled_width, generator=generator)} if network.pooled_width else {}
-        if network.has_mask:
-            extra["attention_mask"] = torch.ones(network.caption_shape[:2], dtype=torch.long)
-        if not network.pooled_width and network.config_class == "Flux2":
-            extra["pooled_output"] = None
-        conditioning.append([[torch.randn(network.caption_shape, generator=generator), extra]])
-    return conditioning
+    return [caption_of(network, 1000 + i) for i in range(count)]
 
 
 def latents(network: Network, count: int) -> list[torch.Tensor]:

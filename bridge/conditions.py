@@ -13,6 +13,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 
 from ..training.errors import PistachioError
+from .families import guidance_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ def prepare(base_model, conditioning: list, latents: torch.Tensor) -> HostCondit
 
 def host_arguments(base_model, conditioning: list, latents: torch.Tensor) -> dict:
     """Name -> COND object for one sample; differentiable with respect to the conditioning's tensors."""
-    converted = comfy.sampler_helpers.convert_cond([[tensor, {"guidance": 1.0, **extra}] for tensor, extra in conditioning])
+    guidance = guidance_of(base_model)
+    converted = comfy.sampler_helpers.convert_cond([[tensor, {"guidance": guidance, **extra}] for tensor, extra in conditioning])
     noise = torch.zeros_like(latents)
     try:
         processed = comfy.samplers.process_conds(

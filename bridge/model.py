@@ -20,6 +20,7 @@ from ..training.errors import PistachioError
 from .conditions import HostCondition, concatenate
 from .differentiable import attribute, differentiable
 from .families import blocks_of, note_of, why_refused
+from .noise import HostNoise
 
 log = logging.getLogger("pistachio")
 
@@ -29,21 +30,16 @@ EVERYTHING_BYTES = 1e30  # more than any device has: free all that may be freed
 MISREAD_SAMPLE = 4096  # values of each matrix that are looked at
 
 
-class HostModel:
+class HostModel(HostNoise):
     key_prefix = "diffusion_model."
 
     def __init__(self, patcher, *, precision: str = "auto"):
         """`patcher`: the MODEL socket's value. Raises PistachioError for a model that can't be trained."""
         self.patcher = patcher.clone()
         comfy.model_management.load_models_gpu([self.patcher])
-        self.base_model = self.patcher.model
-        self.network = self.base_model.diffusion_model
-        self.device = self.patcher.load_device
-        self.family = type(self.base_model.model_config).__name__
+        super().__init__(self.patcher, device=self.patcher.load_device)
         self.notes = tuple(filter(None, [note_of(self.base_model)]))  # for the run's report
-        self.model_sampling = self.patcher.get_model_object("model_sampling")
         self.latent_channels = self.base_model.latent_format.latent_channels
-        self.is_flow = isinstance(self.model_sampling, comfy.model_sampling.CONST)
         self.compute_dtype = self._compute_dtype(precision)
         refuse_untrainable(self.base_model)
 
@@ -56,19 +52,6 @@ class HostModel:
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     # ---- the objective -------------------------------------------------
-
-    def sigma_at(self, t_B: Tensor) -> Tensor:
-        # float64 keeps 1 - t exact enough near t = 1, where the schedules are steep.
-        sigmas = [float(self.model_sampling.percent_to_sigma(1.0 - float(t))) for t in t_B.double()]
-        return torch.tensor(sigmas, dtype=torch.float32, device=self.device)
-
-    def add_noise(self, latents: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
-        # noise_scaling adds into the noise it is given.
-        return self.model_sampling.noise_scaling(sigma_B, noise.clone(), latents, False)
-
-    def output_scale(self, sigma_B: Tensor) -> Tensor:
-        ones = torch.ones(sigma_B.shape[0], 1, 1, 1, device=sigma_B.device)
-        return self.model_sampling.calculate_denoised(sigma_B, ones, torch.zeros_like(ones)).flatten()
 
     def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[HostCondition]) -> Tensor:
         return self._apply(x_t, sigma_B, concatenate(list(conditions), self.device))

@@ -27,6 +27,7 @@ from .fingerprint import fingerprint
 from .items import CachedItem, Regularization, load_items
 from .lora_import import load_start, with_start_hash
 from .model import HostModel, refuse_untrainable
+from .preflight import try_backward
 from .refit import is_refit_of, swap_words, train_on_all, without_end
 from .sampling import HostSampler, SampleSettings
 
@@ -95,12 +96,14 @@ def train_lora(
             is_whole = part is folder  # and not one fold of it
             with model.training():
                 _try_forward(model, train_set[0])
+                if model.notes:
+                    try_backward(model, train_set[0], config, checkpointing=checkpointing)
                 train(
                     model, train_set, held_out, settings, part,
                     RunInfo(
                         name=name if is_whole else f"{name}-{part.name}", trigger=pictures.trigger_word, split_id=pictures.split_id, base_model_hash=model_hash,
                         resolution=(pictures.items[0].width, pictures.items[0].height),
-                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__},
+                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=model.notes,
                         start=start,
                     ),
                     continued_from=part.config()["continued_from"], checkpointing=checkpointing, refit=refit,

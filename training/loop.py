@@ -48,6 +48,7 @@ class RunInfo:
     base_model: str = ""
     resolution: tuple[int, int] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # sentences for the report of a new run
     start: AdapterStart | None = None  # weights of a file that a new run begins at
 
 
@@ -167,6 +168,8 @@ class _Session:
                 if note:
                     self._note(note)
             for note in self.trainer.network.start_notes:
+                self._note(note)
+            for note in self.info.notes:
                 self._note(note)
             self._measure_base()
             self._save_state()
