@@ -7,83 +7,48 @@ Knows the captioner only by its protocol.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
-import re
-import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Protocol, Sequence
+from typing import Callable
 
 import torch
 from PIL import Image
 
 from ...training.errors import PistachioError
-from ..captions import read_caption, with_trigger, write_caption
+from ..caption_history import CaptionHistory
+from ..captions import read_caption, with_trigger
+from ..files import atomic_write_text
 from ..folder import name_list, plural
 from ..images import read_rgb
 from ..types import Dataset, Picture
-from .model import Generated, JoyCaptioner, load_joycaption
+from .glitches import Glitch, asks_for_no_meta, find_glitch, meta_phrase, one_line
+from .lazy import Captioner, LazyJoyCaptioner
+from .model import Generated
+from .needs_review import FILE_NAME, ReviewEntry, update_needs_review
+from .prefetch import Prefetch
 from .prompts import CaptionRequest, prompt_notes
+
+__all__ = ["Captioner", "LazyJoyCaptioner", "caption_dataset"]
 
 log = logging.getLogger(__name__)
 
-LOOP_REPEATS = 5  # the same words this often in a row are a stuck model
+WRITTEN_BY = "Caption Dataset"  # in the history
 MAX_SEED = 2**63
+RETRY_TEMPERATURE = 0.6  # a greedy answer is the same with every seed
+SHOWN_REASONS = 10  # of thousands of failures only so many are spelled out; all are in the list on disk
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")  # MPS, CPU and others raise a plain RuntimeError
 
 
-class Captioner(Protocol):
-    """Cheap to make and pass around: memory is taken by the first `generate` and given back by `free`."""
-
-    @property
-    def kind(self) -> str:
-        """Which prompts it was trained on; known after loading."""
-
-    @property
-    def is_loaded(self) -> bool: ...
-
-    def generate(self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None) -> list[Generated]: ...
-
-    def free(self) -> None: ...
-
-
-@dataclass(kw_only=True, slots=True)
-class LazyJoyCaptioner:
-    """The settings of Load JoyCaption; `load_joycaption` runs on first use."""
-
-    folder_or_repo: str | Path
-    precision: str = "bf16"
-    device: str | torch.device = "cpu"
-    models_folder: Path | None = None
-    version: str = "auto"
-    progress: Callable[[int, int], None] = lambda done, total: None  # bytes of the download
-    before_load: Callable[[], None] = lambda: None  # the host makes room here
-    _loaded: JoyCaptioner | None = field(default=None, repr=False)
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._loaded is not None
-
-    @property
-    def kind(self) -> str:
-        return self._load().kind
-
-    def generate(self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None) -> list[Generated]:
-        return self._load().generate(images, request, seed=seed)
-
-    def free(self) -> None:
-        if self._loaded is not None:
-            self._loaded.free()
-            self._loaded = None
-
-    def _load(self) -> JoyCaptioner:
-        if self._loaded is None:
-            self.before_load()
-            self._loaded = load_joycaption(
-                self.folder_or_repo, precision=self.precision, device=self.device,
-                models_folder=self.models_folder, progress=self.progress, kind=self.version,
-            )
-        return self._loaded
+@dataclass(slots=True)
+class _Outcome:
+    failures: dict[str, str] = field(default_factory=dict)  # relative path -> why there is no caption
+    marks: dict[str, str] = field(default_factory=dict)  # relative path -> what to look at in the caption
+    num_retried: int = 0
+    num_meta: int = 0  # meta phrases that nobody asked to leave out
+    kept_meanwhile: list[str] = field(default_factory=list)
 
 
 def caption_dataset(
@@ -93,13 +58,16 @@ def caption_dataset(
     *,
     batch_size: int = 4,
     overwrite: bool = False,
+    overwrite_edited: bool = False,
     trigger_word: str = "",
+    free_after: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,  # pictures
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """The dataset with captions, each batch saved beside its pictures at once; the captioner is freed.
+    """The dataset with captions, each batch saved beside its pictures at once; then the captioner is freed, unless it is to be kept.
 
-    Pictures with a caption are kept unless `overwrite`; an empty caption file counts as none. The
+    Pictures with a caption are kept unless `overwrite`; an empty caption file counts as none. A caption that was written here
+    and that a person changed since is kept even then, unless `overwrite_edited`. Old texts stay in the folder's history. The
     seed of a batch comes from the request's seed and its pictures, so a resumed job samples alike.
     """
     if batch_size < 1:
@@ -107,51 +75,52 @@ def caption_dataset(
     trigger = trigger_word.strip() or dataset.trigger_word
     # a caption may have been written since the folder was read: never replace it unasked
     captions = {p.caption_path: p.caption if overwrite else (p.caption or read_caption(p.caption_path)) for p in dataset.pictures}
+    history = CaptionHistory(dataset.folder)
     waiting: dict[Path, Picture] = {}  # by caption file: two pictures of one stem share it
+    edited: list[str] = []
     for picture in dataset.pictures:
-        if overwrite or not captions[picture.caption_path]:
-            waiting.setdefault(picture.caption_path, picture)
+        path = picture.caption_path
+        if captions[path] and overwrite and not overwrite_edited and history.is_edited(path, read_caption(path)):
+            captions[path] = read_caption(path)
+            edited.append(picture.relative_path)
+        elif overwrite or not captions[path]:
+            waiting.setdefault(path, picture)
     kept = sum(1 for p in dataset.pictures if p.caption_path not in waiting)
     notes = []
     if kept:
         tail = "" if waiting else "; the captioner was not loaded"
         verb = "has a caption" if kept == 1 else "have captions"
         notes.append(f"{plural(kept, 'picture')} already {verb}: kept{tail}.")
-    failures: dict[str, str] = {}
+    if edited:
+        notes.append(
+            f"{plural(len(edited), 'caption')} changed by hand since {'it was' if len(edited) == 1 else 'they were'} written here: kept ({name_list(edited)}). "
+            "Switch overwrite_edited on to replace them too."
+        )
+    outcome = _Outcome()
     try:
-        pictures, start = list(waiting.values()), 0
-        if pictures:
+        if waiting:
+            for folder in sorted({path.parent for path in waiting}):
+                _check_writable(folder)
             check_interrupted()
             notes.extend(prompt_notes(request, captioner.kind))
-        while start < len(pictures):
-            check_interrupted()
-            batch = pictures[start : start + batch_size]
-            try:
-                results = _caption_batch(captioner, batch, request, failures)
-            except torch.cuda.OutOfMemoryError as error:
-                if batch_size == 1:
-                    raise PistachioError(
-                        "There is not enough GPU memory to caption one picture. Choose an nf4 captioner, or close other programs. "
-                        "Captions made so far are saved."
-                    ) from error
-                batch_size //= 2
-                torch.cuda.empty_cache()
-                notes.append(f"The GPU's memory was too small for the batch: {plural(batch_size, 'picture')} at a time from here on.")
-                continue
-            for picture, text in results:
-                captions[picture.caption_path] = caption = with_trigger(text, trigger)
-                write_caption(picture.caption_path, caption)
-            start += len(batch)
-            progress(start, len(pictures))
+            job = _Job(
+                dataset=dataset, history=history, captioner=captioner, request=request, trigger=trigger, captions=captions, outcome=outcome, notes=notes,
+                progress=progress, check_interrupted=check_interrupted,
+            )
+            job.run(list(waiting.values()), batch_size)
     finally:
-        captioner.free()
-    if failures:
-        details = " ".join(f"'{name}': {reason}." for name, reason in failures.items())
-        if len(failures) == len(waiting):
-            raise PistachioError(f"No picture got a caption. {details} Try another seed, caption type or captioner.")
-        notes.append(f"{plural(len(failures), 'picture')} got no caption: {name_list(list(failures))}. {details} Queue again with another seed, or write it by hand.")
+        if free_after:
+            captioner.free()
+    if outcome.failures:
+        if len(outcome.failures) == len(waiting):
+            raise PistachioError(f"No picture got a caption. {_reasons(outcome.failures)} Try another seed, caption type or captioner.")
+        notes.append(
+            f"{plural(len(outcome.failures), 'picture')} got no caption: {name_list(list(outcome.failures))}. {_reasons(outcome.failures)} "
+            "Queue again with another seed, or write it by hand."
+        )
+    notes.extend(_outcome_notes(outcome))
     if waiting:
-        notes.append(f"{plural(len(waiting) - len(failures), 'picture')} captioned.")
+        notes.append(f"{plural(len(waiting) - len(outcome.failures) - len(outcome.kept_meanwhile), 'picture')} captioned.")
     for note in notes:
         log.info("%s", note)
     return replace(
@@ -161,52 +130,159 @@ def caption_dataset(
     )
 
 
-def _caption_batch(
-    captioner: Captioner, batch: list[Picture], request: CaptionRequest, failures: dict[str, str]
-) -> list[tuple[Picture, str]]:
-    """Good captions only. A glitch (1.5 to 3 % are known) is tried once more with another seed, then named."""
-    readable, images = [], []
-    for picture in batch:
+def _outcome_notes(outcome: _Outcome) -> list[str]:
+    notes = []
+    if outcome.kept_meanwhile:
+        notes.append(f"{name_list(outcome.kept_meanwhile)} got a caption from someone else meanwhile: that one was kept.")
+    if outcome.num_retried:
+        notes.append(f"{plural(outcome.num_retried, 'answer')} of the captioner had a fault and was asked for again with another seed.")
+    if outcome.marks:
+        notes.append(
+            f"{plural(len(outcome.marks), 'caption')} to look at: {name_list(list(outcome.marks))}. {_reasons(outcome.marks)} "
+            f"They are saved, and listed in {FILE_NAME} beside the pictures."
+        )
+    if outcome.num_meta:
+        notes.append(
+            f"{plural(outcome.num_meta, 'caption')} begin{'s' if outcome.num_meta == 1 else ''} like 'This image shows', which teaches nothing. "
+            "Switch no_meta_phrases on in Caption Options, or take the words out."
+        )
+    return notes
+
+
+def _reasons(by_name: dict[str, str]) -> str:
+    shown = [f"'{name}': {reason}." for name, reason in list(by_name.items())[:SHOWN_REASONS]]
+    more = len(by_name) - len(shown)
+    return " ".join([*shown, *([f"And {more} more."] if more else [])])
+
+
+@dataclass(kw_only=True, slots=True)
+class _Job:
+    """The pictures that wait for a caption, batch by batch."""
+
+    dataset: Dataset
+    history: CaptionHistory
+    captioner: Captioner
+    request: CaptionRequest
+    trigger: str
+    captions: dict[Path, str | None]
+    outcome: _Outcome
+    notes: list[str]
+    progress: Callable[[int, int], None]
+    check_interrupted: Callable[[], None]
+
+    def run(self, pictures: list[Picture], batch_size: int) -> None:
+        prefetch = Prefetch(pictures, self._ready, ahead=2 * batch_size)
+        start = 0
         try:
-            images.append(read_rgb(picture.path))
+            while start < len(pictures):
+                self.check_interrupted()
+                batch = pictures[start : start + batch_size]
+                try:
+                    results = self._caption_batch(batch, prefetch.take(start, start + len(batch)))
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    log.info("Out of memory at batch %d: %s", len(batch), str(error).splitlines()[0])
+                    results = None
+                if results is None:  # outside the handler: its traceback would keep the batch's memory
+                    gc.collect()
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                    if len(batch) == 1:
+                        raise PistachioError(
+                            "There is not enough GPU memory to caption one picture. Choose nf4 or int8 on Load JoyCaption, or close other programs. "
+                            "Captions made so far are saved."
+                        )
+                    batch_size = len(batch) // 2
+                    self.notes.append(f"The GPU's memory was too small for the batch: {plural(batch_size, 'picture')} at a time from here on.")
+                    continue
+                self._save(batch, results)
+                start += len(batch)
+                self.progress(start, len(pictures))
+        finally:
+            prefetch.close()
+
+    def _ready(self, picture: Picture) -> Image.Image | PistachioError:
+        try:
+            return self.captioner.prepare(read_rgb(picture.path))
         except PistachioError as error:
-            failures[picture.relative_path] = str(error).rstrip(".")
-        else:
-            readable.append(picture)
-    if not readable:
-        return []
-    good = []
-    seed = _batch_seed(request.seed, readable, 0)
-    for picture, image, result in zip(readable, images, captioner.generate(images, request, seed=seed)):
-        problem = fault(result)
-        if problem and request.temperature > 0:
-            (result,) = captioner.generate([image], request, seed=_batch_seed(request.seed, [picture], 1))
-            problem = fault(result)
-        if problem:
-            failures[picture.relative_path] = problem
-        else:
-            good.append((picture, one_line(result.text)))
-    return good
+            return error
+
+    def _caption_batch(self, batch: list[Picture], images: list[Image.Image | PistachioError]) -> dict[str, tuple[str, Glitch | None] | str]:
+        """By relative path: the text with what to mark it with, or why there is none. A glitch is tried once more with another seed."""
+        results: dict[str, tuple[str, Glitch | None] | str] = {}
+        readable: list[tuple[Picture, Image.Image]] = []
+        for picture, image in zip(batch, images):
+            if isinstance(image, PistachioError):
+                results[picture.relative_path] = str(image).rstrip(".")
+            else:
+                readable.append((picture, image))
+        if not readable:
+            return results
+        first = self._generate(readable, self.request, attempt=0)
+        again = [pair for pair, (_, glitch) in zip(readable, first) if glitch]
+        retry = self.request if self.request.temperature > 0 else replace(self.request, temperature=RETRY_TEMPERATURE)
+        second = iter(self._generate(again, retry, attempt=1) if again else [])
+        for (picture, _), answer in zip(readable, first):
+            if answer[1]:
+                answer = _better(answer, next(second))
+            text, glitch = answer
+            results[picture.relative_path] = answer if glitch is None or glitch.usable else glitch.reason
+        self.outcome.num_retried += len(again)
+        return results
+
+    def _generate(self, pairs: list[tuple[Picture, Image.Image]], request: CaptionRequest, *, attempt: int) -> list[tuple[str, Glitch | None]]:
+        seed = _batch_seed(self.request.seed, [picture for picture, _ in pairs], attempt)
+        answers = self.captioner.generate([image for _, image in pairs], request, seed=seed, check_interrupted=self.check_interrupted)
+        return [(one_line(answer.text), fault(answer, request)) for answer in answers]
+
+    def _save(self, batch: list[Picture], results: dict[str, tuple[str, Glitch | None] | str]) -> None:
+        changes: dict[str, ReviewEntry | None] = {}
+        texts: dict[Path, str] = {}
+        for picture in batch:
+            name, path, result = picture.relative_path, picture.caption_path, results[picture.relative_path]
+            if isinstance(result, str):
+                self.outcome.failures[name] = result
+                changes[name] = ReviewEntry(reason=result, caption=self.captions[path] or None)
+                continue
+            text, glitch = result
+            there = read_caption(path)
+            if there and there != self.captions[path]:  # a person, or another captioner, was faster
+                self.captions[path] = there
+                self.outcome.kept_meanwhile.append(name)
+                continue
+            self.captions[path] = texts[path] = caption = with_trigger(text, self.trigger)
+            changes[name] = ReviewEntry(reason=glitch.reason, caption=caption) if glitch else None
+            if glitch:
+                self.outcome.marks[name] = glitch.reason
+            elif not asks_for_no_meta(self.request) and meta_phrase(text):
+                self.outcome.num_meta += 1
+        # who may be overwritten was decided above; an emptied file is one that a person "edited"
+        self.history.write(texts, by=WRITTEN_BY, overwrite_edited=True)
+        update_needs_review(self.dataset.folder, changes)
 
 
-def one_line(text: str) -> str:
-    """Paragraphs joined and control characters taken out: the text is the same when it is read back."""
-    return " ".join("".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc").split())
+def fault(result: Generated, request: CaptionRequest) -> Glitch | None:
+    """What is wrong with a generated text; None if nothing is."""
+    return find_glitch(result.text, request, num_tokens=result.num_tokens, finished=result.finished)
 
 
-def fault(result: Generated) -> str | None:
-    """Why a generated text is no caption; None if it is one."""
-    if not one_line(result.text):
-        return "the answer was empty"
-    if not result.finished:
-        return f"the answer did not end within {plural(result.num_tokens, 'token')}; raise max_new_tokens or ask for a shorter length"
-    words = re.findall(r"\w+", result.text.lower())
-    for width in range(1, 9):
-        for start in range(len(words) - width * LOOP_REPEATS + 1):
-            unit = words[start : start + width]
-            if all(words[start + k * width : start + (k + 1) * width] == unit for k in range(1, LOOP_REPEATS)):
-                return f"the answer repeats '{' '.join(unit)}'"
-    return None
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+
+
+def _better(first: tuple[str, Glitch | None], second: tuple[str, Glitch | None]) -> tuple[str, Glitch | None]:
+    """The one without a glitch, else the one that is a caption at all, else the later."""
+    if second[1] is None or not first[1].usable:
+        return second
+    return first
+
+
+def _check_writable(folder: Path) -> None:
+    """Before gigabytes are loaded for captions that could not be saved."""
+    probe = folder / ".pistachio-writable"
+    atomic_write_text(probe, "")
+    probe.unlink(missing_ok=True)
 
 
 def _batch_seed(seed: int, pictures: list[Picture], attempt: int) -> int:

@@ -1,4 +1,4 @@
-"""JoyCaption (LLaVA: SigLIP and Llama 3.1) through transformers 4.50 to 5.x.
+"""JoyCaption (LLaVA: SigLIP and Llama 3.1) through transformers 4.46 to 5.x.
 
 Owns how a picture and a prompt become tokens, and seeded generation in left-padded batches.
 Sizes and token ids come from the model's own config. Knows nothing about files of captions.
@@ -23,11 +23,13 @@ from torch import Tensor
 from ...training.errors import PistachioError
 from .download import resolve_model
 from .prompts import BETA_ONE, KINDS, SYSTEM_PROMPTS, CaptionRequest, build_prompt
+from .quantization import QUANTIZED, check_quantized, quantization_config
 
 log = logging.getLogger(__name__)
 
-NO_MEMORY = "There is not enough GPU memory for JoyCaption (about 17 GB in bf16). Choose an nf4 model, or close other programs."
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NO_MEMORY = "There is not enough GPU memory for JoyCaption (about 17 GB in bf16, 10 in int8, 7 in nf4). Choose a smaller precision on Load JoyCaption, or close other programs."
+DTYPES = {"bf16": torch.bfloat16, "int8": torch.bfloat16, "nf4": torch.bfloat16, "fp32": torch.float32}  # of what is not quantised
+PRECISIONS = tuple(DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +48,17 @@ def load_joycaption(
     progress: Callable[[int, int], None] = lambda done, total: None,  # bytes of the download
     kind: str = "auto",  # or one of KINDS: which system prompt and options
 ) -> JoyCaptioner:
-    """Load a model from a folder, or download it first. PistachioError says what is missing or wrong."""
-    if precision not in DTYPES:
-        raise PistachioError(f"Captioner precision '{precision}' is unknown. Choose one of {', '.join(DTYPES)} on Load JoyCaption.")
+    """Load a model from a folder, or download it first. PistachioError says what is missing or wrong.
+
+    int8 and nf4 are made from the bf16 files while loading, on `device`; a folder that is quantised already keeps its own precision.
+    """
+    if precision not in PRECISIONS:
+        raise PistachioError(f"Captioner precision '{precision}' is unknown. Choose one of {', '.join(PRECISIONS)} on Load JoyCaption.")
     try:
         from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
     except ImportError as error:
-        raise PistachioError(f"JoyCaption needs the package transformers, 4.50 or later ({error}): pip install transformers.") from error
+        raise PistachioError(f"JoyCaption needs the package transformers, 4.46 or later ({error}): pip install transformers.") from error
+    quantization = quantization_config(precision, device) if precision in QUANTIZED else None  # before 17 GB are fetched for it
     folder = resolve_model(folder_or_repo, models_folder=models_folder, progress=progress)
     config = _load(folder, AutoConfig.from_pretrained)
     if config.model_type != "llava":
@@ -63,20 +69,25 @@ def load_joycaption(
     # "torch_dtype" became "dtype" in 4.56
     dtype_key = "dtype" if hasattr(type(config)(), "dtype") else "torch_dtype"
     options: dict[str, Any] = {dtype_key: DTYPES[precision]}
-    quantized = getattr(config, "quantization_config", None) is not None
+    quantized_on_disk = getattr(config, "quantization_config", None) is not None
+    quantized = quantized_on_disk or quantization is not None
+    if quantization is not None and not quantized_on_disk:
+        options["quantization_config"] = quantization
     if quantized:
         options["device_map"] = {"": str(device)}  # quantised weights can't be moved afterwards
     model, report = _load(folder, LlavaForConditionalGeneration.from_pretrained, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise PistachioError(f"'{folder}' lacks {len(missing)} weights, first '{missing[0]}'. Its files are damaged or of another model: download it again.")
+    if "quantization_config" in options:
+        check_quantized(model, precision)
     if not quantized:
         try:
             model.to(device)
         except torch.cuda.OutOfMemoryError as error:
             raise PistachioError(NO_MEMORY) from error
     model.train(False)
-    return JoyCaptioner(model, tokenizer, kind=model_kind(kind, folder_or_repo, folder, config))
+    return JoyCaptioner(model, tokenizer, kind=model_kind(kind, folder_or_repo, folder, config), quantized=quantized)
 
 
 def _load(folder: Path, from_pretrained: Callable, **options: Any) -> Any:
@@ -119,16 +130,28 @@ def _chat_template(folder: Path) -> str:
 
 def to_pixels(images: Sequence[Image.Image], side: int) -> Tensor:
     """float32 [B, 3, S, S] in -1..1: squashed to a square, never padded, as the model was trained."""
-    squares = [np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32) for image in images]
+    squares = [np.asarray(squashed(image, side), dtype=np.float32) for image in images]
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 255.0 * 2.0 - 1.0
+
+
+def squashed(image: Image.Image, side: int) -> Image.Image:
+    """RGB [S, S] by LANCZOS; a picture that is so already keeps its pixels."""
+    return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+
+
+def kv_cache_bytes(config: Any, num_tokens: int) -> int:
+    """Keys and values of one row, 2 bytes a number."""
+    text = config.text_config
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * num_tokens
 
 
 class JoyCaptioner:
     """A loaded model. `free()` gives its memory back, after which it can't be used."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, kind: str):
+    def __init__(self, model: Any, tokenizer: Any, *, kind: str, quantized: bool = False):
         assert kind in SYSTEM_PROMPTS
-        self.model, self.tokenizer, self.kind = model, tokenizer, kind
+        self.model, self.tokenizer, self.kind, self.quantized = model, tokenizer, kind, quantized
         config = model.config
         token = getattr(config, "image_token_index", None)
         self.image_token_id = int(token if token is not None else config.image_token_id)
@@ -146,12 +169,17 @@ class JoyCaptioner:
         """One caption a picture, without trigger word; `seed` replaces the request's."""
         return [item.text for item in self.generate(images, request, seed=seed)]
 
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """All that `generate` needs of a picture; it may run on another thread, ahead of time."""
+        return squashed(image, self.image_side)
+
     def generate(
-        self, images: Sequence[Image.Image], request: CaptionRequest | Sequence[CaptionRequest], *, seed: int | None = None
+        self, images: Sequence[Image.Image], request: CaptionRequest | Sequence[CaptionRequest], *, seed: int | None = None,
+        check_interrupted: Callable[[], None] | None = None,
     ) -> list[Generated]:
         """One batch. The same pictures, requests and seed give the same tokens; the global RNG is left alone.
 
-        Requests may differ in their prompts; sampling settings and seed are the first one's.
+        `check_interrupted` is called once a token, and what it raises ends the batch. Requests may differ in their prompts; sampling settings and seed are the first one's.
         """
         if self.model is None:
             raise PistachioError("This captioner was freed. Queue again to load it.")
@@ -170,7 +198,9 @@ class JoyCaptioner:
         try:
             with torch.inference_mode(), torch.random.fork_rng(devices=devices):
                 torch.manual_seed(first.seed if seed is None else seed)
-                output_BL = self.model.generate(input_ids=input_ids_BL.to(device), attention_mask=mask_BL.to(device), pixel_values=pixels)
+                output_BL = self.model.generate(
+                    input_ids=input_ids_BL.to(device), attention_mask=mask_BL.to(device), pixel_values=pixels, **_stopping(check_interrupted)
+                )
         finally:
             self.model.generation_config = self._base_generation
         return [self._decode(tokens) for tokens in output_BL[:, input_ids_BL.shape[1] :].tolist()]
@@ -222,6 +252,11 @@ class JoyCaptioner:
             config.temperature = config.top_p = config.top_k = None
         return config
 
+    def working_bytes(self, batch_size: int, request: CaptionRequest) -> int:
+        """Memory that a batch needs beside the weights: keys and values, and about as much again while the pictures are read."""
+        num_tokens = self.image_seq_length + len(self.tokenizer.encode(build_prompt(request, self.kind))) + 100 + request.max_new_tokens
+        return 2 * batch_size * kv_cache_bytes(self.model.config, num_tokens)
+
     def _decode(self, tokens: list[int]) -> Generated:
         end = next((i for i, token in enumerate(tokens) if token in self.eos_token_ids), None)
         kept = tokens[:end]
@@ -234,3 +269,17 @@ class JoyCaptioner:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _stopping(check_interrupted: Callable[[], None] | None) -> dict[str, Any]:
+    """For `generate`: transformers asks each criterion after every token."""
+    if check_interrupted is None:
+        return {}
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Interrupt(StoppingCriteria):
+        def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            check_interrupted()
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    return {"stopping_criteria": StoppingCriteriaList([Interrupt()])}

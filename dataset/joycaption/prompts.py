@@ -19,7 +19,11 @@ CAPTION_TYPES: dict[str, tuple[str, str, str]] = {name: tuple(forms) for name, f
 LENGTHS: tuple[str, ...] = tuple(_DATA["lengths"])
 EXTRA_OPTIONS: tuple[str, ...] = tuple(_DATA["EXTRA_OPTIONS"])  # by number; 0 is none
 NAME_OPTION = 1  # "refer to them as {name}"
-CHARACTER_OPTIONS = (2, 3, 23, 27)  # nothing that can't be changed, lighting, shot size, no meta phrases
+NO_META_OPTION = 27
+WATERMARK_OPTIONS = frozenset({5, 26})  # the answer is to speak of watermarks
+CHARACTER_OPTIONS = (2, 3, 23, NO_META_OPTION)  # nothing that can't be changed, lighting, shot size, no meta phrases
+TAG_TYPES = frozenset(name for name in CAPTION_TYPES if name.endswith("tag list"))
+PROSE_TYPES = frozenset({"Descriptive", "Descriptive (Casual)", "Straightforward", "Art Critic"})  # whole sentences to the end
 
 ALPHA_TWO, BETA_ONE = "alpha-two", "beta-one"
 KINDS = (BETA_ONE, ALPHA_TWO)

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from pistachio.dataset.joycaption import download
 from pistachio.dataset.joycaption.download import missing_files, resolve_model
@@ -15,7 +17,8 @@ from pistachio.training.errors import PistachioError
 
 REPO = "someone/llama-joycaption-beta-one-hf-llava"
 COMMIT = "a" * 40
-SHARDS = {f"model-0000{i}-of-00002.safetensors": bytes([i]) * 5000 for i in (1, 2)}
+SHARDS = {f"model-0000{i}-of-00002.safetensors": save({f"w{i}": torch.full((1250,), float(i))}) for i in (1, 2)}
+SHARD_1, SHARD_2 = SHARDS
 FILES = {
     "config.json": b'{"model_type": "llava"}', "tokenizer.json": b"{}", "tokenizer_config.json": b"{}", **SHARDS,
     "model.safetensors.index.json": json.dumps({"weight_map": {f"w{i}": name for i, name in enumerate(SHARDS)}}).encode(),
@@ -38,7 +41,7 @@ class Hub(BaseHTTPRequestHandler):
             if "/tree/" in path:
                 body = json.dumps([{"type": "file", "path": n, "size": len(d), "oid": _oid(d)} for n, d in FILES.items()]).encode()
             else:
-                siblings = [{"rfilename": n, "size": hub.sizes.get(n, len(d)), "blobId": _oid(d)} for n, d in FILES.items()]
+                siblings = [{"rfilename": n, "size": hub.sizes.get(n, len(d)), "blobId": _oid(d), **_lfs(n, d)} for n, d in FILES.items()]
                 body = json.dumps({"id": REPO, "modelId": REPO, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0}).encode()
             headers["Content-Type"] = "application/json"
         elif path.startswith(f"/{REPO}/resolve/") and path.rsplit("/", 1)[-1] in FILES:
@@ -46,7 +49,9 @@ class Hub(BaseHTTPRequestHandler):
             if send_body and name in hub.broken:
                 self.send_error(500)
                 return
-            body = FILES[name]
+            if send_body:
+                hub.bodies.append(name)
+            body = hub.damaged[name].pop(0) if send_body and hub.damaged.get(name) else FILES[name]
             headers["ETag"] = f'"{_oid(body)}"'
         else:
             self.send_response(404)
@@ -59,11 +64,22 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if send_body:
+        if send_body and "/resolve/" in path:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            hub.halfway.set()
+            if not hub.go_on.wait(20):
+                return
+            self.wfile.write(body[len(body) // 2 :])
+        elif send_body:
             self.wfile.write(body)
 
     def log_message(self, *arguments):
         pass
+
+
+def _lfs(name, data):
+    return {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}} if name in SHARDS else {}
 
 
 def _oid(data):
@@ -73,7 +89,8 @@ def _oid(data):
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.hub = SimpleNamespace(requests=[], sizes={}, broken=set(), url=f"http://127.0.0.1:{server.server_port}")
+    server.hub = SimpleNamespace(requests=[], bodies=[], sizes={}, broken=set(), damaged={}, halfway=threading.Event(), go_on=threading.Event(), url=f"http://127.0.0.1:{server.server_port}")
+    server.hub.go_on.set()
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server.hub
@@ -143,3 +160,52 @@ def test_progress_counts_partial_files(tmp_path):
     (tmp_path / ".cache" / "x.incomplete").write_bytes(b"x" * 10)
     assert download._size_on_disk(tmp_path) == 10
     assert download._size_on_disk(tmp_path / "none") == 0
+
+
+def _flipped(data):
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_a_file_that_arrived_damaged_is_fetched_again(hub, tmp_path):
+    """Same size, another bit: only the checksum tells."""
+    hub.damaged[SHARD_1] = [_flipped(FILES[SHARD_1])]
+    folder = resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url)
+    assert (folder / SHARD_1).read_bytes() == FILES[SHARD_1]
+    assert hub.bodies.count(SHARD_1) == 2 and hub.bodies.count(SHARD_2) == 1
+
+
+def test_a_file_that_stays_damaged_is_named_and_removed(hub, tmp_path):
+    hub.damaged[SHARD_2] = [_flipped(FILES[SHARD_2])] * 2
+    with pytest.raises(PistachioError, match=rf"damaged twice.*{SHARD_2} \(its checksum differs\)"):
+        resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url)
+    folder = tmp_path / REPO.split("/")[1]
+    assert not (folder / SHARD_2).exists() and (folder / SHARD_1).is_file()
+    assert resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url) == folder
+    assert hub.bodies.count(SHARD_1) == 1, "what arrived whole is not fetched again"
+
+
+def test_a_cancel_is_heard_in_the_middle_of_a_file(hub, tmp_path):
+    class Cancel(Exception):
+        pass
+
+    def stop():
+        if hub.halfway.is_set():
+            raise Cancel
+
+    hub.go_on.clear()  # the server holds the second half of every file back
+    with pytest.raises(Cancel):
+        resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url, check_interrupted=stop)
+    hub.go_on.set()
+    folder = resolve_model(REPO, models_folder=tmp_path, endpoint=hub.url)
+    assert missing_files(folder) == []
+
+
+def test_an_offline_folder_that_was_cut_short_is_refused(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
+    assert missing_files(folder) == []
+    (folder / SHARD_2).write_bytes(FILES[SHARD_2][:-100])
+    with pytest.raises(PistachioError, match=f"{SHARD_2} missing or cut short"):
+        resolve_model(folder, models_folder=None)

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import shutil
+import sys
 import weakref
 
 import numpy as np
@@ -154,6 +155,69 @@ def test_pixels_are_squashed_with_lanczos():
     assert to_pixels([Image.new("RGB", (9, 9), (255, 0, 255))], 4)[0, :, 0, 0].tolist() == [1.0, -1.0, 1.0]
 
 
+@pytest.mark.parametrize("precision, layer", [("int8", "Linear8bitLt"), ("nf4", "Linear4bit")])
+def test_quantising_leaves_the_vision_part_alone(folder, captioner, precision, layer):
+    """Real bitsandbytes, which also has code for the CPU; its answers must stay near those of the weights it was made from."""
+    pytest.importorskip("bitsandbytes")
+    small = load_joycaption(folder, precision=precision)
+    kinds = {name: type(module).__name__ for name, module in small.model.named_modules() if "Linear" in type(module).__name__}
+    text = {kind for name, kind in kinds.items() if "layers" in name and "vision" not in name}
+    vision = {kind for name, kind in kinds.items() if "vision" in name or "projector" in name}
+    assert text == {layer} and vision and not vision & {"Linear8bitLt", "Linear4bit"}
+    assert small.quantized and {p.dtype for n, p in small.model.named_parameters() if "vision" in n or "projector" in n} == {torch.bfloat16}
+
+    name = next(name for name in kinds if name.endswith("layers.0.mlp.gate_proj") and "vision" not in name)
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, near = (c.model.get_submodule(name)(x.to(dtype)).float() for c, dtype in ((captioner, torch.float32), (small, torch.bfloat16)))
+    error = ((near - exact).norm() / exact.norm()).item()
+    assert 0.001 < error < {"int8": 0.03, "nf4": 0.15}[precision], "near the weights it was made from, and not the same"
+    texts = small.caption(IMAGES, CaptionRequest(temperature=0, max_new_tokens=12))
+    assert texts == small.caption(IMAGES, CaptionRequest(temperature=0, max_new_tokens=12)) and all(texts)
+
+
+@pytest.mark.parametrize("module", [None, type(torch)("bitsandbytes")], ids=["no package", "a release without CPU code"])
+def test_what_quantising_needs_is_said_before_anything_is_loaded(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", module)  # None: importing it fails as if it were not installed
+    words = "needs the package bitsandbytes" if module is None else "needs CUDA with this version of bitsandbytes, and captions are made on 'cpu'"
+    with pytest.raises(PistachioError, match=words):
+        load_joycaption("/nowhere/at-all", precision="nf4")
+
+
+def test_an_interrupt_ends_a_batch_between_two_tokens(captioner):
+    class Cancel(Exception):
+        pass
+
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Cancel
+
+    with pytest.raises(Cancel):
+        captioner.generate(IMAGES, CaptionRequest(temperature=0, max_new_tokens=40), check_interrupted=stop)
+    assert len(calls) == 3
+    request = CaptionRequest(temperature=0, max_new_tokens=6)
+    assert captioner.generate(IMAGES, request, check_interrupted=lambda: None) == captioner.generate(IMAGES, request)
+
+
+def test_pictures_made_ready_ahead_give_the_same_tokens(captioner):
+    image = Image.fromarray(np.random.default_rng(9).integers(0, 256, (90, 50, 3), dtype=np.uint8))
+    ready = captioner.prepare(image)
+    assert ready.size == (32, 32) and torch.equal(to_pixels([ready], 32), to_pixels([image], 32))
+    request = CaptionRequest(temperature=0, max_new_tokens=12)
+    assert captioner.generate([ready], request) == captioner.generate([image], request)
+
+
+def test_working_memory_grows_with_the_batch(captioner):
+    one, eight = (captioner.working_bytes(n, CaptionRequest()) for n in (1, 8))
+    assert eight == 8 * one
+    # two layers of two heads of 8, keys and values, 2 bytes, twice
+    per_token = 2 * 2 * 2 * 2 * 2 * 8
+    assert one % per_token == 0 and one // per_token > 16 + 512
+
+
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_precision_and_freeing(folder, precision, dtype):
     captioner = load_joycaption(folder, precision=precision)
@@ -211,7 +275,7 @@ def test_refusals(broken, folder):
         load_joycaption(broken)
     (broken / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (broken / "model.safetensors.index.json").unlink()
-    (broken / "model.safetensors").write_bytes(b"")
+    (broken / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # whole, and empty
     with pytest.raises(PistachioError, match="holds a 'llama' model"):
         load_joycaption(broken)
 

@@ -1,0 +1,147 @@
+"""A captioner that costs nothing until the first picture, and who owns the memory that it then takes.
+
+Knows when to load, reload and free; knows nothing of how captions are made or where they go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Protocol, Sequence
+
+import torch
+from PIL import Image
+
+from .download import resolve_model, weights_bytes
+from .model import Generated, JoyCaptioner, load_joycaption
+from .prompts import CaptionRequest
+from .quantization import QUANTIZED, quantization_config
+
+STORED_BYTES, NEEDED_BYTES = 2.0, {"bf16": 2.0, "fp32": 4.0, "int8": 1.15, "nf4": 0.75}  # a weight, on disk and loaded; the vision part stays bf16
+
+
+class Captioner(Protocol):
+    """Cheap to make and pass around: memory is taken by the first `generate` and given back by `free`."""
+
+    @property
+    def kind(self) -> str:
+        """Which prompts it was trained on; known after loading."""
+
+    @property
+    def is_loaded(self) -> bool: ...
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """What `generate` needs of a picture; called on other threads, after loading."""
+
+    def generate(
+        self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None, check_interrupted: Callable[[], None] | None = None
+    ) -> list[Generated]: ...
+
+    def free(self) -> None: ...
+
+
+class Residence(Protocol):
+    """Who owns the memory of a loaded model. ComfyUI's memory manager is one, in bridge/."""
+
+    def loading_device(self, *, quantized: bool) -> torch.device: ...
+
+    def before_load(self, size_bytes: int) -> None:
+        """Make room."""
+
+    def admit(self, captioner: JoyCaptioner) -> None:
+        """Just loaded, on `loading_device`."""
+
+    def enter(self, captioner: JoyCaptioner, working_bytes: int) -> bool:
+        """Before each batch: put the model on its device, with room to work. False: it was taken back and must be loaded anew."""
+
+    def leave(self) -> None:
+        """The model was freed."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OwnDevice:
+    """Loaded to a device and left there."""
+
+    device: torch.device
+
+    def loading_device(self, *, quantized: bool) -> torch.device:
+        return self.device
+
+    def before_load(self, size_bytes: int) -> None:
+        pass  # nobody else's memory to ask for
+
+    def admit(self, captioner: JoyCaptioner) -> None:
+        pass
+
+    def enter(self, captioner: JoyCaptioner, working_bytes: int) -> bool:
+        return True
+
+    def leave(self) -> None:
+        pass
+
+
+@dataclass(kw_only=True, slots=True)
+class LazyJoyCaptioner:
+    """The settings of Load JoyCaption; `load_joycaption` runs on first use."""
+
+    folder_or_repo: str | Path
+    precision: str = "bf16"
+    device: str | torch.device = "cpu"
+    models_folder: Path | None = None
+    version: str = "auto"
+    progress: Callable[[int, int], None] = lambda done, total: None  # bytes of the download
+    check_interrupted: Callable[[], None] = lambda: None  # asked while downloading
+    residence: Residence | None = None  # None: `device`
+    _loaded: JoyCaptioner | None = field(default=None, repr=False)
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._loaded is not None
+
+    @property
+    def kind(self) -> str:
+        return self._load().kind
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        loaded = self._loaded  # not `_load`: this runs on other threads, and the host may have taken the model back
+        return image if loaded is None else loaded.prepare(image)
+
+    def generate(
+        self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None, check_interrupted: Callable[[], None] | None = None
+    ) -> list[Generated]:
+        captioner = self._load()
+        if not self._place().enter(captioner, captioner.working_bytes(len(images), request)):
+            self._drop()
+            captioner = self._load()
+            self._place().enter(captioner, captioner.working_bytes(len(images), request))
+        return captioner.generate(images, request, seed=seed, check_interrupted=check_interrupted)
+
+    def free(self) -> None:
+        if self._loaded is not None:
+            self._drop()
+            self._place().leave()
+
+    def _drop(self) -> None:
+        self._loaded.free()
+        self._loaded = None
+
+    def _place(self) -> Residence:
+        if self.residence is None:
+            self.residence = OwnDevice(device=torch.device(self.device))
+        return self.residence
+
+    def _load(self) -> JoyCaptioner:
+        if self._loaded is None:
+            place = self._place()
+            quantized = self.precision in QUANTIZED
+            device = place.loading_device(quantized=quantized)
+            if quantized:
+                quantization_config(self.precision, device)  # refuse before 17 GB are fetched for nothing
+            folder = resolve_model(
+                self.folder_or_repo, models_folder=self.models_folder, progress=self.progress, check_interrupted=self.check_interrupted,
+            )
+            place.before_load(int(weights_bytes(folder) * NEEDED_BYTES.get(self.precision, STORED_BYTES) / STORED_BYTES))
+            kind = self.version
+            self._loaded = load_joycaption(folder, precision=self.precision, device=device, kind=kind)
+            place.admit(self._loaded)
+        return self._loaded
