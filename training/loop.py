@@ -18,6 +18,7 @@ from . import schedules
 from .adapters.start import AdapterStart
 from .batches import TrainItem
 from .config import TrainConfig, to_dict
+from .drift import Watch, drift_report, is_candidate, memorising_report
 from .errors import NonFiniteLossError, PistachioError
 from .evaluation import EvalItem, Schedule, evaluate, mean_error, plan_draws, plan_schedule, resume_note, self_test, t_values
 from .folds import Refit
@@ -115,6 +116,7 @@ class _Session:
             plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution, for_choice=False) if self.probe_items else ()
         )
         self.probe_steps = {0, *self.schedule.steps[2::2][: self.schedule.num_probes]} if self.probe_items else set()
+        self.watch = Watch(self.model, trainer.network, list(train_items), self.eval_items, distribution, has_trigger=bool(info.trigger))
         self.rows: list[dict] = []
         self.stop_reason: str | None = None
         self.sampler: Sampler | None = None
@@ -240,6 +242,8 @@ class _Session:
     def _record(self, step: int, errors: dict, seconds: float) -> dict:
         record = EvaluationRecord(step=step, errors=errors, seconds=seconds, t_values=t_values(self.draws))
         row = eval_row([*self.records, record])
+        if step and is_candidate([*self.records, record]):
+            row["checks"] = self.watch.measure(self.check_interrupted)
         self._emit(row)
         return row
 
@@ -355,6 +359,8 @@ class _Session:
             versions=self.info.versions, split_id=self.info.split_id, n_train=self.num_train, stop_reason=self.stop_reason,
             notes=[row["text"] for row in self.rows if row["kind"] == "note"],
         ) | {"finished": finished, "trigger": self.info.trigger} | (self.refit.report_fields(self.num_train) if self.refit else {})
+        checks = next((row.get("checks") for row in self.rows if row["kind"] == "eval" and row["step"] == selection.chosen_step), None)
+        report |= {"base_drift": drift_report(checks), "memorising": memorising_report(checks, self.rows, selection)}
         write_report(self.run_folder.path, report, self.rows, selection)
         return report
 
