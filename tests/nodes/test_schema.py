@@ -16,7 +16,7 @@ SETTINGS = {
     "PistachioEvaluationSettings": EvaluationConfig,
     "PistachioLoggingSettings": LoggingConfig,
 }
-ON_TRAIN_LORA = {"prior_fraction"}  # a field that another node fills
+ON_TRAIN_LORA = {"prior_fraction", "start_from_hash"}  # fields that are filled elsewhere
 
 
 @pytest.fixture(scope="module")
