@@ -137,14 +137,19 @@ class HostModel(HostNoise):
                     yield
                 finally:
                     self.unload_others()
-                    comfy.model_management.load_models_gpu([self.patcher])
+                    comfy.model_management.load_models_gpu(self.patchers)
         finally:
             self._switches = self._switched_to_training()
+
+    @property
+    def patchers(self) -> list:
+        """What must be on the device during a step."""
+        return [self.patcher]
 
     def unload_others(self) -> None:
         """Text encoders and VAE leave the device: a step needs its memory for activations."""
         loaded = comfy.model_management.current_loaded_models
-        keep = [each for each in loaded if each.model is not None and each.model.is_clone(self.patcher)]
+        keep = [each for each in loaded if each.model is not None and any(each.model.is_clone(patcher) for patcher in self.patchers)]
         comfy.model_management.free_memory(EVERYTHING_BYTES, self.device, keep_loaded=keep)
 
     @property

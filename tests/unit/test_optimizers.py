@@ -151,7 +151,7 @@ def test_it_solves_a_least_squares_problem(name):
     curvature = torch.logspace(-0.5, 0.5, len(wanted))[torch.randperm(len(wanted), generator=g)]
     rate = {"prodigy": 1.0, "schedule-free": 0.2}.get(name, 0.05)
     optimizer = RunOptimizer(network, settings(name, weight_decay=0.0, learning_rate=rate))
-    steps = 300
+    steps = 600 if name == "lion" else 300
     for step in range(steps):
         network.gradients.copy_(curvature * (network.parameters - wanted))
         optimizer.step(rate if name == "schedule-free" else rate * (1 - step / steps))
