@@ -1,4 +1,4 @@
-"""Quantised base files: trained with right gradients where the host reads them, refused where it misreads them."""
+"""Bases that are not plain weights on the device: trained with right gradients, or refused where the host misreads them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
-from support import tiny_networks
+from support import tiny_networks, tiny_objects
+
+OBJECTS = ("qwen_image", "z_image", "hunyuan_video")  # besides Wan, which has a file
 
 
 def _save(models, fmt: str):
@@ -97,6 +99,53 @@ def test_a_base_cast_to_fp8_trains(host, tiny):
     condition = wan.condition("a red cat")
     found, expected = _gradient(cast, condition, wan.latent_shape), _gradient(plain, condition, wan.latent_shape)
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
+
+
+@pytest.mark.parametrize("family", OBJECTS)
+def test_weights_kept_in_fp8_train(host, family):
+    from pistachio.bridge.model import HostModel
+
+    tiny, plain = tiny_objects.load(family, dtype=torch.float8_e4m3fn), tiny_objects.load(family)
+    with torch.inference_mode():
+        kept = HostModel(tiny.model, precision="fp32")
+        assert torch.float8_e4m3fn in {weight.dtype for weight in kept.network.parameters()}
+        weights = {name: tensor.float() for name, tensor in kept.network.state_dict().items()}
+        plain.model.model.diffusion_model.load_state_dict(weights)
+        reference = HostModel(plain.model, precision="fp32")
+    condition = tiny.condition("a red cat")
+    found, expected = (_gradient(model, condition, tiny.latent_shape) for model in (kept, reference))
+    assert ((found - expected).norm() / expected.norm()).item() < 1e-4
+
+
+@pytest.mark.parametrize("family", OBJECTS)
+def test_a_model_that_is_loaded_in_part_trains(host, family):
+    """Half of it stays off the device, with a LoRA that is applied to each weight as it arrives."""
+    from pistachio.bridge.model import HostModel
+
+    tiny = tiny_objects.load(family)
+    patcher, generator = tiny.model, torch.Generator().manual_seed(4)
+    linears = {
+        f"diffusion_model.{name}.weight": module.weight for name, module in patcher.model.diffusion_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    with torch.inference_mode():
+        patches = {key: (0.02 * torch.randn(weight.shape, generator=generator),) for key, weight in linears.items()}
+        bare = HostModel(patcher, precision="fp32")
+        patcher.add_patches(patches)
+        model = HostModel(patcher, precision="fp32")
+    condition = tiny.condition("a red cat")
+    whole = _gradient(model, condition, tiny.latent_shape)
+    with torch.inference_mode():
+        model.patcher.detach()
+        model.patcher.load(torch.device("cpu"), lowvram_model_memory=model.patcher.model_size() // 2)
+    waiting = [module for module in model.network.modules() if getattr(module, "weight_function", None)]
+    assert len(waiting) >= 4 and len(waiting) < len(linears)
+    in_part = _gradient(model, condition, tiny.latent_shape)
+    with torch.inference_mode():
+        model.patcher.detach()
+    assert ((in_part - whole).norm() / whole.norm()).item() < 1e-5
+    assert bare.network is model.network
+    assert ((_gradient(bare, condition, tiny.latent_shape) - whole).norm() / whole.norm()).item() > 1e-3  # the LoRA counted
 
 
 def test_an_image_to_video_model_is_refused(host, tiny):

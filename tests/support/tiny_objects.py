@@ -150,17 +150,17 @@ def model_config(definition: ObjectFamily, dtype: torch.dtype = torch.float32) -
         known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
         arguments |= {key: value for key, value in definition.newer.items() if key in known}
     config = getattr(comfy.supported_models, definition.config_class)(arguments)
-    config.set_inference_dtype(dtype, None)
+    config.set_inference_dtype(dtype, torch.float32 if dtype.itemsize == 1 else None)  # 8-bit weights are for storing only
     return config
 
 
-def build_patcher(family: str, *, seed: int = 0) -> Any:
-    """A MODEL as a loader gives it."""
+def build_patcher(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
+    """A MODEL as a loader gives it. `dtype`: in which the weights are kept."""
     import comfy.model_patcher
 
     definition = OBJECT_FAMILIES[family]
     marks = {name: torch.tensor(values) for name, values in definition.marks.items()}
-    base = model_config(definition).get_model(marks, "", device=None)
+    base = model_config(definition, dtype).get_model(marks, "", device=None)
     fill(base.diffusion_model, seed=seed)
     kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return kind(base.eval(), load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
@@ -178,11 +178,11 @@ def caption(definition: ObjectFamily, seed: int) -> list:
     return [[torch.randn(definition.caption_shape, generator=generator), extra]]
 
 
-def load(family: str) -> Tiny:
+def load(family: str, *, dtype: torch.dtype = torch.float32) -> Tiny:
     """As `tiny_models.load` gives the families that have files; a caption's numbers depend on its words alone."""
     definition = OBJECT_FAMILIES[family]
     with torch.inference_mode():
-        patcher = build_patcher(family)
+        patcher = build_patcher(family, dtype=dtype)
     return Tiny(
         family=family, model=patcher, clip=None, vae=None, latent_shape=definition.latent_shape,
         condition=lambda text: caption(definition, zlib.crc32(text.encode())),
