@@ -12,6 +12,10 @@ const MAX_POINTS = 800; // of the training loss; more are thinned to every secon
  * @property {number} percent change of the held-out loss against the base
  * @property {number} margin standard error, in the same unit
  *
+ * @typedef {object} Samples
+ * @property {number} step
+ * @property {{thumbnail: string, prompt: string, with_trigger: boolean}[]} pictures
+ *
  * @typedef {object} History
  * @property {string} run
  * @property {string} status new, running, interrupted or finished
@@ -21,6 +25,7 @@ const MAX_POINTS = 800; // of the training loss; more are thinned to every secon
  * @property {{step: number, loss: number}[]} training
  * @property {number} stride
  * @property {Evaluation[]} evaluations
+ * @property {Samples | null} samples the latest
  * @property {string} note
  * @property {string} verdict
  * @property {number | null} chosenStep
@@ -29,8 +34,8 @@ const MAX_POINTS = 800; // of the training loss; more are thinned to every secon
 /** @param {string} run @returns {History} */
 export function emptyHistory(run) {
   return {
-    run, status: "new", step: 0, numSteps: 0, secondsLeft: null, training: [], stride: 1, evaluations: [], note: "", verdict: "",
-    chosenStep: null,
+    run, status: "new", step: 0, numSteps: 0, secondsLeft: null, training: [], stride: 1, evaluations: [], samples: null, note: "",
+    verdict: "", chosenStep: null,
   };
 }
 
@@ -38,7 +43,8 @@ export function emptyHistory(run) {
 export function fromServer(details) {
   const history = emptyHistory(details.name);
   history.numSteps = details.config?.settings?.num_steps ?? 0;
-  for (const row of details.metrics ?? []) addRow(history, row);
+  for (const row of details.metrics ?? []) if (row.kind !== "sample") addRow(history, row);
+  for (const entry of details.samples ?? []) addRow(history, { ...entry, kind: "sample" });
   history.status = details.status;
   history.chosenStep = details.status === "finished" ? details.chosen_step : null;
   history.verdict = details.status === "finished" ? details.verdict ?? "" : "";
@@ -52,6 +58,7 @@ export function addRow(history, row) {
   if (history.status === "new") history.status = "running";
   if (row.kind === "train") addTraining(history, row);
   else if (row.kind === "eval") addEvaluation(history, row);
+  else if (row.kind === "sample") history.samples = { step: row.step, pictures: row.pictures ?? [] };
   else if (row.kind === "note") history.note = row.text ?? "";
   else if (row.kind === "finished") {
     history.status = "finished";

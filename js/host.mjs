@@ -44,6 +44,11 @@ export async function getJson(path) {
   return response.json();
 }
 
+/** @param {string} path @returns {string} what an <img> takes */
+export function url(path) {
+  return api.apiURL(path);
+}
+
 /** @param {CanvasNode} node @param {string} name @returns {CanvasNode | null} what is connected to an input */
 export function inputNode(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;

@@ -12,6 +12,7 @@ const MESSAGES = {
   "pistachio.step": "train",
   "pistachio.evaluation": "eval",
   "pistachio.note": "note",
+  "pistachio.sample": "sample",
   "pistachio.finished": "finished",
 };
 
