@@ -1,0 +1,267 @@
+"""The checks before training: a whole Dataset, or the short form of an encoded one, as a Report.
+
+Owns which checks there are, their order and their limits on pictures, steps, disk and memory; captions are
+`caption_checks.py`'s matter. Refusing is not: `checks.py` does that where nothing can work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..training.config import TrainConfig
+from ..training.errors import PistachioError
+from .caption_checks import Captions, caption_findings, framing
+from .checks import MIN_PICTURES
+from .duplicates import near_duplicate_groups
+from .findings import GOOD, NOTE, STOP, WARNING, Finding, Report
+from .folder import name_list, plural
+from .images import EXTENSIONS
+from .picture_quality import Quality, measure_file
+from .split import split_dataset
+from .types import Dataset, EncodedDataset, Picture
+
+FEW_PICTURES, ENOUGH_PICTURES = 10, 15
+TINY_SHARE, SMALL_SHARE = 0.25, 0.7  # of the training area
+LONG_RATIO = 2.2  # of the sides: a crop of such a picture is narrow
+FEW_STEPS_EACH, MANY_STEPS_EACH = 30, 400
+SHORT_FORM_PICTURES = 100  # more would hold up the training
+CONDITION_BYTES = 4_500_000  # of a caption, with and without its trigger, as the largest text encoders give it
+UNKNOWN_LORA_BYTES = 200_000_000
+CHECKPOINTS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What there is to train on; None: not known."""
+
+    free_disk_bytes: int | None = None
+    device: str = "GPU"
+    device_bytes: int | None = None  # memory of the training device in all
+    model_bytes: int | None = None  # the base model's weights
+    lora_bytes: int | None = None  # of one checkpoint at the default settings
+
+
+def check_dataset(
+    dataset: Dataset,
+    *,
+    trigger_word: str = "",
+    class_noun: str = "",
+    resolution: int = 1024,
+    num_steps: int = 0,  # 0: automatic
+    machine: Machine = Machine(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    check_interrupted: Callable[[], None] = lambda: None,
+) -> Report:
+    """Reads every picture once (again only when it changed)."""
+    trigger = trigger_word.strip() or dataset.trigger_word
+    qualities: dict[str, Quality] = {}
+    skipped = {item.relative_path: item.reason for item in dataset.skipped}
+    for done, picture in enumerate(dataset.pictures):
+        check_interrupted()
+        if picture.clip is None:
+            try:
+                qualities[picture.relative_path] = measure_file(picture.path, resolution)
+            except (PistachioError, FileNotFoundError) as error:
+                skipped[picture.relative_path] = str(error)
+        progress(done + 1, len(dataset.pictures))
+    distinct = {picture.content_hash: picture for picture in reversed(dataset.pictures)}
+    train, held_out = _split_sizes(dataset, len(distinct))
+    captions: Captions = {picture.relative_path: picture.caption for picture in dataset.pictures}
+    findings = (
+        _enough(len(distinct), held_out), _readable(skipped), _sizes(dataset.pictures, resolution), _sharpness(qualities), _compression(qualities),
+        _duplicates(dataset), _shapes(dataset.pictures), *caption_findings(captions, trigger, class_noun=class_noun), _steps(train, num_steps),
+        _disk(len(distinct), resolution, machine), *_memory(machine),
+    )
+    return Report(findings=findings, facts=_facts(dataset, qualities, train, held_out, num_steps, resolution, trigger))
+
+
+def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0) -> tuple[str, ...]:
+    """The short form, for the train node: sentences on what is wrong, none where nothing is."""
+    captions: Captions = {item.relative_path: item.caption for item in encoded.items}
+    qualities = {}
+    for item in encoded.items[:SHORT_FORM_PICTURES]:
+        path = encoded.folder / item.relative_path
+        if path.suffix.lower() in EXTENSIONS:
+            try:
+                qualities[item.relative_path] = measure_file(path, round(math.sqrt(item.width * item.height)))
+            except (PistachioError, FileNotFoundError):
+                continue  # the cache has its pixels: the file may be gone
+    findings = (
+        _enough(len(encoded.items), len(encoded.held_out)), _sharpness(qualities), _compression(qualities),
+        *caption_findings(captions, encoded.trigger_word), _steps(len(encoded.train), num_steps),
+    )
+    return tuple(f"{f.topic}: {f.words} {f.advice}".strip() for f in Report(findings=findings).of(WARNING, STOP))
+
+
+# ---- pictures ------------------------------------------------------------------------
+
+
+def _enough(count: int, held_out: int) -> Finding:
+    topic = "Number of pictures"
+    words = f"{plural(count, 'different picture')}, {held_out} held out to measure with."
+    if count < MIN_PICTURES:
+        return Finding(code="too_few", topic=topic, severity=STOP, words=words, advice=f"Training needs at least {MIN_PICTURES}; about 20 is a good number.")
+    if count < FEW_PICTURES:
+        return Finding(code="few", topic=topic, severity=WARNING, words=words, advice="So few are soon memorised, and the best step is uncertain. About 20 is a good number.")
+    if count < ENOUGH_PICTURES:
+        return Finding(code="rather_few", topic=topic, severity=NOTE, words=words, advice="It will do. About 20 of different places, clothes and angles is better.")
+    return Finding(code="enough", topic=topic, severity=GOOD, words=words)
+
+
+def _readable(skipped: dict[str, str]) -> Finding:
+    if not skipped:
+        return Finding(code="readable", topic="Readable", severity=GOOD, words="Every picture can be read.")
+    reasons = " ".join(list(skipped.values())[:3])
+    return Finding(
+        code="unreadable", topic="Readable", severity=WARNING, pictures=tuple(skipped), words=f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out. {reasons}",
+    )
+
+
+def _sizes(pictures: tuple[Picture, ...], resolution: int) -> Finding:
+    topic, area = "Size", resolution * resolution
+    tiny = tuple(p.relative_path for p in pictures if p.width * p.height < TINY_SHARE * area)
+    small = tuple(p.relative_path for p in pictures if TINY_SHARE * area <= p.width * p.height < SMALL_SHARE * area)
+    if tiny:
+        return Finding(
+            code="tiny", topic=topic, severity=WARNING, pictures=tiny,
+            words=f"{plural(len(tiny), 'picture')} {'has' if len(tiny) == 1 else 'have'} less than a quarter of the training size {resolution} x {resolution}: {name_list(list(tiny))}.",
+            advice="Their lack of detail is learned too. Take larger originals, enlarge them with an upscale model, or train at a smaller resolution.",
+        )
+    if small:
+        return Finding(
+            code="small", topic=topic, severity=NOTE, pictures=small,
+            words=f"{plural(len(small), 'picture')} {'is' if len(small) == 1 else 'are'} smaller than the training size {resolution} x {resolution}: {name_list(list(small))}.",
+            advice="They are trained at their own size. Larger originals hold more detail.",
+        )
+    return Finding(code="sizes", topic=topic, severity=GOOD, words=f"Every picture has enough pixels for {resolution} x {resolution}.")
+
+
+def _sharpness(qualities: dict[str, Quality]) -> Finding:
+    blurred = tuple(name for name, quality in qualities.items() if quality.is_blurred)
+    if blurred:
+        worst = max(qualities[name].blur_px for name in blurred)
+        return Finding(
+            code="blurred", topic="Sharpness", severity=WARNING, pictures=blurred,
+            words=f"{plural(len(blurred), 'picture')} {'is' if len(blurred) == 1 else 'are'} blurred even where {'it is' if len(blurred) == 1 else 'they are'} sharpest (by up to {worst:.1f} pixels): {name_list(list(blurred))}.",
+            advice="Blur is learned as part of the character. Remove them or take better ones; sharpening filters don't bring detail back.",
+        )
+    return Finding(code="sharp", topic="Sharpness", severity=GOOD, words="No picture is blurred.")
+
+
+def _compression(qualities: dict[str, Quality]) -> Finding:
+    pressed = tuple(name for name, quality in qualities.items() if quality.is_over_compressed)
+    if pressed:
+        return Finding(
+            code="over_compressed", topic="Compression", severity=WARNING, pictures=pressed,
+            words=f"{plural(len(pressed), 'picture')} {'shows' if len(pressed) == 1 else 'show'} the blocks of strong JPEG compression: {name_list(list(pressed))}.",
+            advice="The blocks are learned too, and saving as PNG does not remove them. Take the originals.",
+        )
+    return Finding(code="compression", topic="Compression", severity=GOOD, words="No picture shows JPEG blocks.")
+
+
+def _duplicates(dataset: Dataset) -> Finding:
+    topic = "Duplicates"
+    stills = [picture for picture in dataset.pictures if picture.clip is None]
+    groups = [group for group in near_duplicate_groups(stills) if len(group) > 1]
+    if not groups:
+        return Finding(code="no_duplicates", topic=topic, severity=GOOD, words="No two pictures look the same.")
+    names = tuple(picture.relative_path for group in groups for picture in group)
+    spare = len(names) - len(groups)
+    told = "; ".join(" = ".join(p.relative_path for p in group[:4]) + (" ..." if len(group) > 4 else "") for group in groups[:3])
+    more = f" and {plural(len(groups) - 3, 'more group')}" if len(groups) > 3 else ""
+    return Finding(
+        code="near_duplicates", topic=topic, severity=WARNING if spare * 5 >= len(stills) else NOTE, pictures=names,
+        words=f"{len(names)} pictures look like another one, in {plural(len(groups), 'group')}: {told}{more}.",
+        advice="Each counts as often as it is there. Keep the best of each group. Split Dataset keeps a group on one side, so nothing is measured on a copy.",
+    )
+
+
+def _shape(picture: Picture) -> str:
+    ratio = picture.width / picture.height
+    return "square" if 0.87 <= ratio <= 1.15 else "landscape" if ratio > 1 else "portrait"
+
+
+def _shapes(pictures: tuple[Picture, ...]) -> Finding:
+    long = tuple(p.relative_path for p in pictures if max(p.width, p.height) > LONG_RATIO * min(p.width, p.height))
+    mix = ", ".join(f"{count} {shape}" for shape, count in _shape_counts(pictures).items() if count)
+    if long:
+        return Finding(
+            code="long_shapes", topic="Shapes", severity=NOTE, pictures=long, words=f"{mix}. Much longer than wide or the other way: {name_list(list(long))}.",
+            advice="Crop these to what matters.",
+        )
+    return Finding(code="shapes", topic="Shapes", severity=GOOD, words=f"{mix}.")
+
+
+def _shape_counts(pictures: tuple[Picture, ...]) -> dict[str, int]:
+    shapes = [_shape(picture) for picture in pictures]
+    return {shape: shapes.count(shape) for shape in ("portrait", "square", "landscape")}
+
+
+# ---- training ------------------------------------------------------------------------
+
+
+def _split_sizes(dataset: Dataset, distinct: int) -> tuple[int, int]:
+    """Pictures to train on and held out, as the split is or would be."""
+    try:
+        split = dataset.split or split_dataset(dataset).split
+    except PistachioError:  # nothing can be held out; the number of pictures is told by its own finding
+        return distinct, 0
+    return len(split.train), len(split.held_out)
+
+
+def steps_for(train: int, num_steps: int) -> int:
+    return TrainConfig(num_steps=num_steps).resolve_num_steps(max(1, train)).num_steps
+
+
+def _steps(train: int, num_steps: int) -> Finding:
+    steps = steps_for(train, num_steps)
+    each = steps / max(1, train)
+    words = f"{steps} steps{'' if num_steps else ' (automatic)'}, about {each:.0f} for each of {plural(train, 'picture')} at batch size 1."
+    if num_steps and each < FEW_STEPS_EACH:
+        return Finding(code="few_steps", topic="Steps", severity=WARNING, words=words, advice="That is little for a likeness: about 100 times each is usual. Set the steps to 0 on Train LoRA for an automatic number.")
+    if num_steps and each > MANY_STEPS_EACH:
+        return Finding(code="many_steps", topic="Steps", severity=NOTE, words=words, advice="Early stop will most likely end it sooner. About 100 times each is usual.")
+    return Finding(code="steps", topic="Steps", severity=GOOD, words=words)
+
+
+def _disk(count: int, resolution: int, machine: Machine) -> Finding:
+    latent_bytes = 16 * (resolution // 8) ** 2 * 2
+    needed = count * (latent_bytes + CONDITION_BYTES) + (CHECKPOINTS + 3) * (machine.lora_bytes or UNKNOWN_LORA_BYTES)
+    if machine.free_disk_bytes is None:
+        return Finding(code="disk_unknown", topic="Disk", severity=NOTE, words=f"Cache and checkpoints need up to about {needed / 1e9:.1f} GB; how much is free is not known.")
+    words = f"Up to about {needed / 1e9:.1f} GB of cache and checkpoints; {machine.free_disk_bytes / 1e9:.1f} GB free."
+    if needed > machine.free_disk_bytes:
+        return Finding(code="disk_full", topic="Disk", severity=WARNING, words=words, advice="Free some space on the disk of ComfyUI's output folder, or the run stops when it is full.")
+    return Finding(code="disk", topic="Disk", severity=GOOD, words=words)
+
+
+def _memory(machine: Machine) -> tuple[Finding, ...]:
+    """Nothing where the model is not known."""
+    if machine.model_bytes is None or machine.device_bytes is None:
+        return ()
+    needed = machine.model_bytes + 4 * (machine.lora_bytes or 0)
+    words = (
+        f"The model's weights and the LoRA's state need {needed / 1e9:.1f} GB before any picture; the {machine.device} has {machine.device_bytes / 1e9:.1f} GB in all."
+    )
+    if needed > machine.device_bytes:
+        return (Finding(code="memory_small", topic="Memory", severity=WARNING, words=words, advice="Load the base model in a smaller form (fp8 or GGUF), or choose a smaller model."),)
+    if needed > 0.8 * machine.device_bytes:
+        return (Finding(code="memory_tight", topic="Memory", severity=NOTE, words=words, advice="It is tight. Leave block_checkpointing on and the batch size at 1, and lower the resolution if memory runs out."),)
+    return (Finding(code="memory", topic="Memory", severity=GOOD, words=words),)
+
+
+def _facts(
+    dataset: Dataset, qualities: dict[str, Quality], train: int, held_out: int, num_steps: int, resolution: int, trigger: str
+) -> dict:
+    framings = [framing(picture.caption or "") or "unknown" for picture in dataset.pictures]
+    return {
+        "folder": Path(dataset.folder).name, "pictures": len(dataset.pictures), "train": train, "held_out": held_out, "steps": steps_for(train, num_steps),
+        "resolution": resolution, "trigger_word": trigger,
+        "shapes": _shape_counts(dataset.pictures),
+        "framing": {kind: framings.count(kind) for kind in ("close-up", "half body", "full body", "unknown")},
+        "caption_words": [len((picture.caption or "").split()) for picture in dataset.pictures],
+        "blur_px": [None if quality.blur_px is None else round(quality.blur_px, 2) for quality in qualities.values()],
+    }
