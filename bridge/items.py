@@ -24,6 +24,7 @@ from ..training.batches import TrainSet
 from ..training.errors import PistachioError
 from .conditions import HostCondition, prepare
 from .model import HostModel
+from .text_encoder import TextTrainedModel
 
 STORE_BYTES = 1 << 30  # latents and conditions kept in memory: a character's whole set, a part of a large one
 
@@ -85,6 +86,9 @@ class ItemReader:
         self.reads_all = hasattr(model.network, "preprocess_text_embeds")
         self.base_model = model.base_model
         self.store = _Store(float("inf") if self.reads_all else store_bytes)
+        # With the text encoder in training a caption's text is what a condition is made of, each time anew.
+        self.live = model if isinstance(model, TextTrainedModel) else None
+        self.texts: dict[Path, str] = {}  # file of a condition -> what it says
         self._groups: dict[tuple[Path, tuple[int, ...]], str] = {}
 
     def latents(self, path: Path, name: str) -> Tensor:
@@ -103,6 +107,8 @@ class ItemReader:
 
     def _read_condition(self, path: Path, shape: tuple[int, ...], name: str) -> HostCondition:
         with torch.inference_mode(False):
+            if self.live is not None:
+                return self.live.condition(self.texts[path], torch.zeros(shape))
             return prepare(self.base_model, _present(cache.load_condition, path, name), torch.zeros(shape))
 
     def group(self, path: Path, shape: tuple[int, ...], name: str) -> str:
@@ -213,6 +219,10 @@ def load_items(
     held_out = [
         CachedItem(reader=reader, source=item, size=_checked_sizes(item, model)[0], versioned=False) for item in encoded.held_out
     ]
+    for source in (encoded, *([regularization.encoded] if regularization else [])):
+        reader.texts |= {path: text for item in source.items for caption in item.captions for path, text in caption.texts}
+    if encoded.empty_path is not None:
+        reader.texts[encoded.empty_path] = ""
     regular, share = (), 0.0
     if regularization is not None:
         _check_regularization(regularization.encoded, encoded)

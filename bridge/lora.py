@@ -17,6 +17,7 @@ from ..training.errors import PistachioError
 from ..training.run import Run, RunFolder, check_run_name
 
 RUN_ID = "pistachio.run_id"
+TEXT_ENCODERS = "text_encoders."
 
 
 def loras_folder() -> Path:
@@ -57,8 +58,16 @@ def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
 def apply_lora(patcher, file: Path, strength: float = 1.0):
     """The MODEL with the LoRA on top, by the stock loader's own code; the given MODEL stays as it is."""
     tensors = for_host(read_safetensors(file)[0])
-    with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, tensors, strength, 0.0)
+    # The part of the text encoder, if there is one, is not for this model: the host would warn of each key.
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(TEXT_ENCODERS)}
+    with_lora, _ = comfy.sd.load_lora_for_models(patcher, None, own, strength, 0.0)
     return with_lora
+
+
+def apply_lora_to_clip(clip, file: Path, strength: float = 1.0):
+    """The CLIP with the LoRA's text encoder part on top; the given one when the file has none."""
+    tensors = {key: tensor for key, tensor in for_host(read_safetensors(file)[0]).items() if key.startswith(TEXT_ENCODERS)}
+    return comfy.sd.load_lora_for_models(None, clip, tensors, 0.0, strength)[1] if tensors else clip
 
 
 def for_host(tensors: dict) -> dict:

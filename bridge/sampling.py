@@ -28,6 +28,7 @@ from ..training.errors import PistachioError
 from ..training.samples import SamplePicture
 from .encode import check_clip, check_vae, text_encoder
 from .model import HostModel
+from .text_encoder import TextTrainedModel
 
 DEFAULT_PROMPTS = 2  # held-out pictures whose captions are used when no prompt is written
 TRIGGER_PLACEHOLDER = "[trigger]"
@@ -92,13 +93,16 @@ class HostSampler:
 
     def attach(self, model: HostModel) -> "HostSampler":
         self.model = model
+        # A text encoder in training says the prompts its own way, other than before the run.
+        self.live = model if isinstance(model, TextTrainedModel) else None
         self.cfg = self.config.cfg or automatic_cfg(model)
         return self
 
     def sample(self, step: int) -> list[SamplePicture]:
         assert self.model is not None, "attach a model first"
         with _same_random_streams(self.model.device), self.model.generating():
-            latents = [self._latents(positive, prompt.seed) for prompt, positive in zip(self.prompts, self.positive)]
+            positives = self.positive if self.live is None else [self.live.encode_text(prompt.text) for prompt in self.prompts]
+            latents = [self._latents(positive, prompt.seed) for prompt, positive in zip(self.prompts, positives)]
             images = [self._decoded(latent) for latent in latents]
         return [
             SamplePicture(

@@ -48,14 +48,18 @@ class TextTrainedModel(HostModel):
         refuse_text_encoder(clip)
         super().__init__(patcher, precision=precision)
         self.clip = clip.clone()
-        comfy.model_management.load_models_gpu([self.patcher, self.clip.patcher])
+        comfy.model_management.load_models_gpu(self.patchers)
         self.diffusion_model = self.network
         self.network = _Pair(self.network, clip.cond_stage_model)
+
+    @property
+    def patchers(self) -> list:
+        return [self.patcher, self.clip.patcher]
 
     def condition(self, caption: str, latents: Tensor) -> TextCondition:
         tokens = self.clip.tokenize(caption)
         with torch.no_grad():
-            group = group_of(self._arguments(tokens, latents))
+            group = group_of(host_arguments(self.base_model, self.encode(tokens), latents))
         return TextCondition(tokens=tokens, latents=latents, group=group)
 
     def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[TextCondition]) -> Tensor:
@@ -63,7 +67,7 @@ class TextTrainedModel(HostModel):
         encoded: dict[int, list] = {}
         for condition in conditions:
             if id(condition.tokens) not in encoded:
-                encoded[id(condition.tokens)] = self._encode(condition.tokens)
+                encoded[id(condition.tokens)] = self.encode(condition.tokens)
         arguments = [host_arguments(self.base_model, encoded[id(c.tokens)], c.latents) for c in conditions]
         return self._apply(x_t, sigma_B, concatenate_arguments(arguments, self.device))
 
@@ -76,10 +80,10 @@ class TextTrainedModel(HostModel):
         ]
         return own + text
 
-    def _arguments(self, tokens: dict, latents: Tensor) -> dict:
-        return host_arguments(self.base_model, self._encode(tokens), latents)
+    def encode_text(self, text: str) -> list:
+        return self.encode(self.clip.tokenize(text))
 
-    def _encode(self, tokens: dict) -> list:
+    def encode(self, tokens: dict) -> list:
         """As the host's CLIP.encode_from_tokens does, but without loading anything: what is loaded stays for the whole run."""
         model = self.clip.cond_stage_model
         model.reset_clip_options()

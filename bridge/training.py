@@ -23,6 +23,7 @@ from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
 from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
+from .encode import clip_fingerprint
 from .fingerprint import fingerprint
 from .items import CachedItem, Regularization, load_items
 from .lora_import import load_start, with_start_hash
@@ -30,11 +31,13 @@ from .model import HostModel, refuse_untrainable
 from .preflight import try_backward
 from .refit import is_refit_of, swap_words, train_on_all, without_end
 from .sampling import HostSampler, SampleSettings
+from .text_encoder import TextTrainedModel, refuse_text_encoder
 
 log = logging.getLogger("pistachio")
 
 # Networks above this size are checkpointed by 'auto' on a GPU: their activations would not fit beside the weights.
 AUTO_CHECKPOINTING_PARAMETERS = 1_500_000_000
+TEXT_ENCODER_MARK = "+text-encoder"  # a run that trains both can't be resumed by one that does not
 PICTURES_LABEL = "the pictures or captions"
 
 
@@ -51,8 +54,11 @@ def train_lora(
     continue_run: Run | None = None,
     regularization: Regularization | None = None,
     samples: SampleSettings | None = None,
+    clip=None,
 ) -> Run:
     """Train, resume, extend or just return the run; see `_open_run` for which.
+
+    `clip`: the CLIP that the captions were encoded with, to train it too; None trains the diffusion model alone.
 
     Must be called under the host's inference mode. Raises PistachioError with what to change.
     """
@@ -62,6 +68,9 @@ def train_lora(
     folder = RunFolder(continue_run.folder if continue_run else runs_folder / name)
     run = Run(name=name, folder=folder.path)
     model_hash = fingerprint(patcher, prefix="diffusion_model.")
+    if clip is not None:
+        _check_clip(clip, encoded, config)
+        model_hash += TEXT_ENCODER_MARK
     source = folder if continue_run and is_refit_of(folder, config) else None
     if source is not None:  # a new run, by the finished one's choice
         config = replace(config, num_steps=config.num_steps or source.config()["settings"]["num_steps"])
@@ -80,7 +89,7 @@ def train_lora(
         sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
         # Text encoders and VAE leave the device first: beside them the model might be loaded in part only.
         comfy.model_management.unload_all_models()
-        model = HostModel(patcher, precision=config.precision)
+        model = HostModel(patcher, precision=config.precision) if clip is None else TextTrainedModel(patcher, clip, precision=config.precision)
         model.unload_others()
         start = load_start(model.base_model, config.adapter)
         checkpointing = _use_checkpointing(config, model)
@@ -129,6 +138,14 @@ def train_lora(
     return run
 
 
+def _check_clip(clip, encoded: EncodedDataset, config: TrainConfig) -> None:
+    refuse_text_encoder(clip)
+    if clip_fingerprint(clip) != encoded.clip_fingerprint:
+        raise PistachioError("The CLIP on Train LoRA isn't the one that encoded the captions. Connect Encode Dataset's CLIP, or disconnect it to train the model alone.")
+    if config.adapter.start_from:
+        raise PistachioError("Starting from a LoRA file serves the model alone. Disconnect 'clip' from Train LoRA, or empty 'start_from' in Adapter Settings.")
+
+
 # ---- identity ------------------------------------------------------------
 
 
@@ -166,7 +183,7 @@ def _differences(existing: dict, identity: dict) -> list[str]:
     # A run of an older version lacks the settings that came since: it was trained as their defaults say.
     before, now = _flat(to_dict(TrainConfig())) | _flat(existing["settings"]), _flat(identity["settings"])
     changed = sorted(name for name in before | now if before.get(name) != now.get(name))
-    labels = {"pictures": PICTURES_LABEL, "base_model": "the base model"}
+    labels = {"pictures": PICTURES_LABEL, "base_model": "the base model, or whether CLIP is connected to Train LoRA"}
     return changed + [label for key, label in labels.items() if existing[key] != identity[key]]
 
 

@@ -76,6 +76,10 @@ class EncodedCaption:
     caption_path: Path
     prior_path: Path
 
+    @property
+    def texts(self) -> tuple[tuple[Path, str], ...]:
+        return (self.caption_path, self.caption), (self.prior_path, self.prior_caption)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedSize:

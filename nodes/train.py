@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..bridge import folders
 from ..bridge.events import RunEvents
 from ..bridge.items import Regularization
-from ..bridge.lora import apply_lora, install_checkpoint
+from ..bridge.lora import apply_lora, apply_lora_to_clip, install_checkpoint
 from ..bridge.progress import check_interrupted
 from ..bridge.training import train_lora
 from ..training.config import (
@@ -38,6 +38,7 @@ class TrainLora(io.ComfyNode):
                 Evaluation.Input("evaluation", optional=True, tooltip="From Evaluation Settings. Not connected: 16 evaluations and early stop."),
                 Logging.Input("logging", optional=True, tooltip="From Logging Settings. Not connected: the run folder alone."),
                 RunHandle.Input("continue_run", optional=True, tooltip="From Load Run: go on with this run, for num_steps in all (0: half as many again). run_name is then not used. Weights, average and optimiser go on as they were; the learning rate goes on as its schedule over the new number of steps has it there, so a constant one gives what training so long at once would have given."),
+                io.Clip.Input("clip", optional=True, tooltip="Connect Encode Dataset's CLIP to train the text encoder too (SD1.5 and SDXL). Not connected: the model alone, which is usual and safer with few pictures."),
                 Samples.Input("samples", optional=True, tooltip="From Sample Settings: pictures of the model in training. Not connected: none."),
                 io.String.Input("trigger_word", default="", optional=True, tooltip="Empty, or the same as on Encode Dataset: a guard against training the wrong set."),
                 io.String.Input("run_name", default="my_character", optional=True, tooltip="Names the run folder output/pistachio/<name> and the LoRA file. Another name for other settings or pictures."),
@@ -66,6 +67,7 @@ class TrainLora(io.ComfyNode):
                 LoraName.Output("lora_file", display_name="lora_name", tooltip="The LoRA's file in models/loras: connect it to lora_name of a stock LoRA loader."),
                 RunHandle.Output("run", display_name="run", tooltip="For Select Checkpoint and Loss Chart."),
                 io.Image.Output("chart", display_name="loss_chart", tooltip="Held-out loss over the steps, with the chosen checkpoint and the verdict."),
+                io.Clip.Output("trained_clip", display_name="clip", tooltip="The given CLIP with the LoRA's text encoder part. Without a CLIP on the input there is none: use the base's own."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -81,7 +83,7 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, encoded, adapter=None, optimizer=None, objective=None, evaluation=None, logging=None, continue_run=None, samples=None, trigger_word="",
+        cls, model, encoded, adapter=None, optimizer=None, objective=None, evaluation=None, logging=None, continue_run=None, samples=None, clip=None, trigger_word="",
         run_name="my_character", num_steps=0, batch_size=1, accumulation=1, seed=0, prior_preservation=0.5,
         precision="auto", block_checkpointing="auto",
         regularization=None, regularization_share=0.5, regularization_weight=1.0,
@@ -102,14 +104,15 @@ class TrainLora(io.ComfyNode):
         run = train_lora(
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
             log_row=RunEvents(node_id=cls.hidden.unique_id, folder=folder), check_interrupted=check_interrupted, continue_run=continue_run,
-            samples=samples, regularization=_regularization(regularization, regularization_share, regularization_weight),
+            samples=samples, clip=clip, regularization=_regularization(regularization, regularization_share, regularization_weight),
         )
         step = chosen_step(run)
         lora_name = install_checkpoint(run, step)
         trained = apply_lora(model, RunFolder(run.folder).checkpoint_file(step))
+        trained_clip = clip and apply_lora_to_clip(clip, RunFolder(run.folder).checkpoint_file(step))
         chart = loss_chart(run)
         return io.NodeOutput(
-            trained, lora_name, run, image_tensor(chart), ui=shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
+            trained, lora_name, run, image_tensor(chart), trained_clip, ui=shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
         )
 
 

@@ -41,6 +41,7 @@ class OptimizerSettings(io.ComfyNode):
                 io.Float.Input("min_lr_ratio", default=default(OptimizerConfig, "min_lr_ratio"), optional=True, min=0.0, max=1.0, step=0.01, round=1e-6, tooltip="The schedule ends at this share of the learning rate, not at zero.", **ADVANCED),
                 io.Boolean.Input("decay_magnitudes", default=default(OptimizerConfig, "decay_magnitudes"), optional=True, tooltip="Weight decay for vectors too, such as DoRA's magnitudes. Off: for matrices alone.", **ADVANCED),
                 io.Float.Input("lora_plus_ratio", default=default(OptimizerConfig, "lora_plus_ratio"), optional=True, min=0.01, max=100.0, step=1.0, round=1e-6, tooltip="LoRA+: learning rate of a LoRA's B matrices over that of its A matrices. 1 is off; 4 to 16 learns faster.", **ADVANCED),
+                io.Float.Input("text_encoder_lr_ratio", default=default(OptimizerConfig, "text_encoder_lr_ratio"), optional=True, min=0.0, max=10.0, step=0.1, round=1e-6, tooltip="The text encoder's learning rate over the model's, when a CLIP is connected to Train LoRA. It overfits sooner, so half is usual.", **ADVANCED),
             ],
             outputs=[Optimizer.Output("optimizer", display_name="optimizer", tooltip="For Train LoRA.")],
         )

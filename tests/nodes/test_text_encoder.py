@@ -158,3 +158,62 @@ def test_a_language_model_is_refused(tiny):
 
     with pytest.raises(PistachioError, match="Disconnect 'clip' from Train LoRA"):
         refuse_text_encoder(tiny("wan21").clip)
+
+
+def run_with_clip(tiny, folder, runs, **changes):
+    from dataclasses import replace
+
+    from pistachio.bridge.encode import clip_fingerprint
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import AdapterConfig, EvaluationConfig, LoggingConfig, OptimizerConfig, TrainConfig
+    from support.encoded import encoded_set
+
+    encoded = replace(encoded_set(folder, tiny), clip_fingerprint=clip_fingerprint(tiny.clip))
+    config = TrainConfig(
+        num_steps=4, seed=5, adapter=AdapterConfig(rank=2, alpha=2), precision="fp32",
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1, **changes),
+        evaluation=EvaluationConfig(num_evaluations=2, timesteps_per_image=4, early_stop=False),
+    )
+    with torch.inference_mode():
+        return train_lora(
+            tiny.model, encoded, config, run_name="anna", logging_config=LoggingConfig(), runs_folder=runs, log_row=lambda row: None,
+            check_interrupted=lambda: None, clip=tiny.clip,
+        )
+
+
+def test_a_run_trains_both_and_gives_both_back(tiny, tmp_path, caplog):
+    from pistachio.bridge.lora import apply_lora, apply_lora_to_clip, read_safetensors
+    from pistachio.training.run import RunFolder
+
+    sd15 = tiny("sd15")
+    file = RunFolder(run_with_clip(sd15, tmp_path / "cache", tmp_path / "runs").folder).checkpoint_file(4)
+    moved = {key.split(".")[0]: tensor for key, tensor in read_safetensors(file)[0].items() if "lora_B" in key and ".layers.0." in key or "attn1.to_q.lora_B" in key}
+    assert moved.keys() == {"diffusion_model", "text_encoders"} and all(tensor.abs().max() > 0 for tensor in moved.values())
+    with torch.inference_mode(), caplog.at_level("WARNING"):
+        model, clip = apply_lora(sd15.model, file), apply_lora_to_clip(sd15.clip, file)
+    assert model.patches and clip.patcher.patches and not sd15.clip.patcher.patches
+    assert not [record for record in caplog.records if "not loaded" in record.getMessage().lower()]
+
+
+def test_a_rate_of_zero_leaves_the_text_encoder_as_it_is(tiny, tmp_path):
+    from pistachio.bridge.lora import read_safetensors
+    from pistachio.training.run import RunFolder
+
+    run = run_with_clip(tiny("sd15"), tmp_path / "cache", tmp_path / "runs", text_encoder_lr_ratio=0.0)
+    tensors = read_safetensors(RunFolder(run.folder).checkpoint_file(4))[0]
+    text = [tensor for key, tensor in tensors.items() if key.startswith("text_encoders.") and "lora_B" in key]
+    assert text and all(tensor.abs().max() == 0 for tensor in text)
+
+
+def test_another_clip_than_the_captions_is_refused(tiny, tmp_path):
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import LoggingConfig, TrainConfig
+    from pistachio.training.errors import PistachioError
+    from support.encoded import encoded_set
+
+    sd15 = tiny("sd15")
+    with pytest.raises(PistachioError, match="isn't the one that encoded the captions"), torch.inference_mode():
+        train_lora(
+            sd15.model, encoded_set(tmp_path / "cache", sd15), TrainConfig(num_steps=2), run_name="anna", logging_config=LoggingConfig(),
+            runs_folder=tmp_path, log_row=lambda row: None, check_interrupted=lambda: None, clip=sd15.clip,
+        )

@@ -37,6 +37,7 @@ class OptimizerConfig:
     min_lr_ratio: float = 0.0  # the schedule ends at this share of the learning rate
     decay_magnitudes: bool = False  # weight decay for vectors (DoRA's magnitudes) too, not matrices alone
     lora_plus_ratio: float = 1.0  # learning rate of B over that of A
+    text_encoder_lr_ratio: float = 0.5  # the text encoder's learning rate over the diffusion model's, where both are trained
 
     def __post_init__(self):
         check(self.name in OPTIMIZERS, f"Optimiser '{self.name}' is unknown.{meant(self.name, OPTIMIZERS)} Choose one of {', '.join(OPTIMIZERS)}.")
@@ -50,6 +51,7 @@ class OptimizerConfig:
         check(self.power > 0, f"power is {self.power}. Set it above 0, 1 is a straight line, {NODE}.")
         check(0 <= self.min_lr_ratio <= 1, f"min_lr_ratio is {self.min_lr_ratio}. Set it between 0 and 1 {NODE}.")
         check(self.lora_plus_ratio > 0, f"lora_plus_ratio is {self.lora_plus_ratio}. Set it above 0 (1 is off) {NODE}.")
+        check(self.text_encoder_lr_ratio >= 0, f"text_encoder_lr_ratio is {self.text_encoder_lr_ratio}. Set it to 0 or above {NODE}.")
         self._check_combinations()
 
     def _check_combinations(self) -> None:

@@ -9,6 +9,7 @@ from ..config import OptimizerConfig
 from ..config.check import check
 
 B = "lora_B"
+TEXT_ENCODERS = "text_encoders."  # where their layers stand when they are trained with the model
 
 
 def vector_groups(network: AdaptedNetwork, config: OptimizerConfig) -> list[dict]:
@@ -29,16 +30,17 @@ def matrix_groups(network: AdaptedNetwork, config: OptimizerConfig) -> list[dict
 
 def _kinds(network: AdaptedNetwork, config: OptimizerConfig) -> dict[tuple[float, float], list[Tensor]]:
     """(share of the learning rate, weight decay) -> tensors."""
-    named = [(name, tensor) for adapter in network.adapters.values() for name, tensor in adapter.tensors.items()]
+    named = [(path, name, tensor) for path, adapter in network.adapters.items() for name, tensor in adapter.tensors.items()]
     check(
-        config.lora_plus_ratio == 1 or any(name == B for name, _ in named),
+        config.lora_plus_ratio == 1 or any(name == B for _, name, _ in named),
         f"lora_plus_ratio is {config.lora_plus_ratio}, and this adapter type has no B matrices. Set it to 1 in Optimizer Settings, or choose 'lora' "
         "in Adapter Settings.",
     )
     kinds: dict[tuple[float, float], list[Tensor]] = {}
-    for name, tensor in named:
+    for path, name, tensor in named:
         decays = tensor.ndim > 1 or config.decay_magnitudes
-        treatment = (config.lora_plus_ratio if name == B else 1.0, config.weight_decay if decays else 0.0)
+        own_ratio = config.text_encoder_lr_ratio if path.startswith(TEXT_ENCODERS) else 1.0
+        treatment = (own_ratio * (config.lora_plus_ratio if name == B else 1.0), config.weight_decay if decays else 0.0)
         kinds.setdefault(treatment, []).append(tensor)
     return kinds
 
