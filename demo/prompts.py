@@ -27,8 +27,9 @@ class EvaluationPrompt:
     other_prompt: str
 
 
-def evaluation_prompts(count: int = COUNT) -> list[EvaluationPrompt]:
-    rng = random.Random(SEED)
+def evaluation_prompts(count: int = COUNT, seed: int = SEED) -> list[EvaluationPrompt]:
+    """`seed`: of the scenes and of the noises; another one shows whether a figure hangs on these prompts."""
+    rng = random.Random(seed)
     trained = set(character_scenes())
     out: list[EvaluationPrompt] = []
     while len(out) < count:
@@ -37,7 +38,7 @@ def evaluation_prompts(count: int = COUNT) -> list[EvaluationPrompt]:
             continue
         other = base_identity(rng)
         out.append(EvaluationPrompt(
-            scene=scene, seed=FIRST_NOISE_SEED + len(out), with_trigger=target_caption(scene),
+            scene=scene, seed=FIRST_NOISE_SEED + 1000 * (seed - SEED) + len(out), with_trigger=target_caption(scene),
             without_trigger=caption(scene), other_person=other, other_prompt=caption(scene, identity=other),
         ))
     return out

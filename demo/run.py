@@ -37,7 +37,7 @@ from demo.attributes import identity_share  # noqa: E402
 from demo.captions import TARGET  # noqa: E402
 from demo.install import install_models  # noqa: E402
 from demo.make_character import FOLDER as CHARACTER  # noqa: E402
-from demo.prompts import evaluation_prompts  # noqa: E402
+from demo.prompts import SEED, evaluation_prompts  # noqa: E402
 from demo.sheet import Row, contact_sheet  # noqa: E402
 from PIL import Image  # noqa: E402
 from support.server import Event, Listener, Server  # noqa: E402
@@ -115,7 +115,7 @@ def generate(server: Server, arms: list[graph.Arm]) -> dict[str, list[Image.Imag
     return pictures
 
 
-def job(server: Server) -> tuple[dict, Image.Image]:
+def job(server: Server, prompt_seed: int) -> tuple[dict, Image.Image]:
     """The figures and the sheet."""
     say("Training: caption, split, encode, train, choose")
     started = time.monotonic()
@@ -127,7 +127,7 @@ def job(server: Server) -> tuple[dict, Image.Image]:
 
     run_prompt(server, graph.install_last(report["last_step"]))
     chosen_lora, last_lora = f"{graph.RUN_NAME}.safetensors", f"{graph.RUN_NAME}_last.safetensors"
-    prompts = evaluation_prompts()
+    prompts = evaluation_prompts(seed=prompt_seed)
     with_trigger = tuple((p.with_trigger, p.seed) for p in prompts)
     without_trigger = tuple((p.without_trigger, p.seed) for p in prompts)
     arms = [
@@ -168,6 +168,7 @@ def main() -> int:
     parser.add_argument("--seconds-setup", type=float, default=0.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--prompt-seed", type=int, default=SEED, help="another set of scenes and noises for the generated pictures")
     parser.add_argument("--keep", action="store_true", help="leave ComfyUI's folder of this demo in place")
     options = parser.parse_args()
 
@@ -180,7 +181,7 @@ def main() -> int:
     with Server(comfyui=options.comfyui, base=base, front_end=options.front_end_root, pack=ROOT, port=options.port) as server:
         seconds_setup = options.seconds_setup + time.monotonic() - started
         started = time.monotonic()
-        figures, sheet = job(server)
+        figures, sheet = job(server, options.prompt_seed)
         sheet_path, lora_path = OUTPUT / "contact_sheet.png", OUTPUT / f"{graph.RUN_NAME}.safetensors"
         sheet.save(sheet_path, optimize=True)
         shutil.copyfile(figures["lora_file"], lora_path)
