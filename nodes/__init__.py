@@ -4,10 +4,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..bridge.routes import add_routes
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
+from .caption_rules import CaptionHistoryNode, CaptionRulesNode
+from .checks import CheckDataset
 from .dataset import LoadImageFolder, LoadVideoFolder, SplitDataset
 from .encode import AugmentationSettings, EncodeDataset
+from .grid import CheckpointGrid
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
+from .timesteps import TimestepPlot
 from .train import TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
@@ -16,13 +20,18 @@ NODES: list[type[io.ComfyNode]] = [
     LoadJoyCaption,
     CaptionOptionsNode,
     CaptionDataset,
+    CaptionRulesNode,
+    CaptionHistoryNode,
     SplitDataset,
+    CheckDataset,
     EncodeDataset,
     AugmentationSettings,
     *SETTINGS_NODES,
+    TimestepPlot,
     TrainLora,
     SelectCheckpoint,
     LossChart,
+    CheckpointGrid,
     LoadRun,
 ]
 

@@ -6,6 +6,8 @@ from comfy_api.latest import io
 
 from ..bridge import folders
 from ..bridge.lora import install_checkpoint
+from ..training.report import record_override
+from ..training.run import RunFolder
 from .schema import LoraName, RunHandle, problem, schema
 from .shown import chosen_step, image_tensor, loss_chart, run_sentences, shown
 
@@ -25,7 +27,7 @@ class SelectCheckpoint(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 RunHandle.Input("run", tooltip="From Train LoRA or Load Run. A run that was cancelled will do if it has a checkpoint."),
-                io.Int.Input("step", default=-1, optional=True, min=-1, max=10_000_000, tooltip="-1: the chosen checkpoint. Else the step of a checkpoint; an error lists those there are."),
+                io.Int.Input("step", default=-1, optional=True, min=-1, max=10_000_000, tooltip="-1: the chosen checkpoint. Else the step of a checkpoint, which the run's report then records as your choice; an error lists those there are."),
                 io.String.Input("lora_name", default="", optional=True, placeholder="empty: the run's name", tooltip="Name of the file in models/loras. Empty: the run's name, and its step when it is not the chosen one. A file of another run is never overwritten: the name gets a number then."),
             ],
             outputs=[
@@ -46,6 +48,7 @@ class SelectCheckpoint(io.ComfyNode):
         # Train LoRA has installed the chosen step under the run's name: another step gets a name of its own beside it.
         name = lora_name.strip() or (run.name if chosen == chosen_step(run) else f"{run.name}-step{chosen}")
         file = install_checkpoint(run, chosen, name)
+        record_override(RunFolder(run.folder), chosen, file)
         sentences = (f"Step {chosen} is in models/loras as {file}.", *run_sentences(run))
         return io.NodeOutput(file, chosen, "\n".join(sentences), ui=shown(sentences=sentences))
 

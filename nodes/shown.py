@@ -70,4 +70,6 @@ def run_sentences(run: Run) -> tuple[str, ...]:
         steps = folder.checkpoint_steps()
         saved = f"Checkpoints so far: {', '.join(map(str, steps))}." if steps else "No checkpoint so far."
         return (f"Run '{run.name}' is {folder.status()}.", saved)
-    return (*report["words"], *report.get("offers", ()))
+    override = report.get("override")
+    own = (f"You chose step {override['step']}; the automatic choice was step {override['chosen_step']}.",) if override else ()
+    return (*report["words"], *own, *report.get("offers", ()))

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..dataset.files import atomic_write_bytes
 from .chart import draw_loss_chart
 from .evaluation import LOSS_SPACE, PROTOCOL_VERSION
+from .run import RunFolder
 from .selection import CONFIDENCE, TIE_SHARE, EvaluationRecord, Selection, build_curve, quarters
 
 REPORT_FORMAT = "pistachio-report-1"
@@ -147,6 +148,19 @@ def offers(selection: Selection, *, n_train: int) -> list[str]:
         total = f"all {n_train + selection.n_images} pictures" if n_train else "all pictures"
         offered.append(f"Train again on {total} for {selection.chosen_step} steps; that result is not measured.")
     return offered
+
+
+def record_override(folder: RunFolder, step: int, lora_name: str) -> None:
+    """Write into report.json that a person took another checkpoint than the chosen one. The latest such choice stands."""
+    report = folder.report()
+    if report is None or step == report["chosen_step"]:
+        return
+    before = report.get("override") or {}
+    if before.get("step") == step and before.get("chosen_step") == report["chosen_step"]:
+        return
+    folder.write_json("report.json", report | {"override": {
+        "step": step, "chosen_step": report["chosen_step"], "when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "lora_name": lora_name,
+    }})
 
 
 def write_report(run_folder: Path, report: dict, rows: Sequence[dict], selection: Selection) -> tuple[Path, Path]:

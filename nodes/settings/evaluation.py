@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ...training.config import EvaluationConfig
+from ...training.config.evaluation import BUDGETS, MAX_FOLDS
 from ..schema import ADVANCED, SETTINGS, Evaluation, default, schema
 
 
@@ -29,6 +30,18 @@ class EvaluationSettings(io.ComfyNode):
                 io.Boolean.Input("early_stop", default=default(EvaluationConfig, "early_stop"), optional=True, tooltip="End the run when the held-out loss has stopped falling."),
                 io.Int.Input("patience", default=default(EvaluationConfig, "patience"), optional=True, min=1, max=200, tooltip="Evaluations without a new best before the run ends.", **ADVANCED),
                 io.Int.Input("min_evaluations", default=default(EvaluationConfig, "min_evaluations"), optional=True, min=1, max=200, tooltip="Never end before this many evaluations.", **ADVANCED),
+                io.Int.Input(
+                    "folds", default=default(EvaluationConfig, "folds"), optional=True, min=0, max=MAX_FOLDS,
+                    tooltip="For few pictures. K: as many runs that each hold out other pictures, then one on all pictures for the number of steps that was best on average; it takes K times as long. 0: off. 5 is usual.",
+                ),
+                io.Boolean.Input(
+                    "refit", default=default(EvaluationConfig, "refit"), optional=True,
+                    tooltip="After the choice, train again on all pictures for the chosen number of steps. That result is not measured. With continue_run on Train LoRA: by that finished run's choice, as a new run.",
+                ),
+                io.Combo.Input(
+                    "budget", options=list(BUDGETS), default=default(EvaluationConfig, "budget"), optional=True,
+                    tooltip="What the 10 % of the run for evaluations are counted in. forward passes: the same plan on every machine. seconds: measured over the first steps of this run.", **ADVANCED,
+                ),
             ],
             outputs=[Evaluation.Output("evaluation", display_name="evaluation", tooltip="For Train LoRA.")],
         )
