@@ -47,3 +47,12 @@ class HostNoise:
         raise PistachioError(
             f"{self.family} does not say how many tokens a picture has. Choose shift 'model' or 'given' in Objective Settings."
         )
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """Of a picture of this size in pixels, as far as tokens are counted."""
+        # Older hosts don't say how much their VAEs shrink a picture: by 8, or by 16 where a token is one latent pixel.
+        ratio = getattr(self.base_model.latent_format, "spacial_downscale_ratio", 16 if self._has_small_tokens() else 8)
+        return 1, self.base_model.latent_format.latent_channels, height // ratio, width // ratio
+
+    def _has_small_tokens(self) -> bool:
+        return any(getattr(self.network, name, None) == 1 for name in PATCH_ATTRIBUTES)

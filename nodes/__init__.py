@@ -12,6 +12,7 @@ from .grid import CheckpointGrid
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
 from .timesteps import TimestepPlot
+from .timesteps import TimestepPlot
 from .train import TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     EncodeDataset,
     AugmentationSettings,
     *SETTINGS_NODES,
+    TimestepPlot,
     TimestepPlot,
     TrainLora,
     SelectCheckpoint,

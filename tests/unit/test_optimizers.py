@@ -13,6 +13,7 @@ from pistachio.training.errors import PistachioError
 from pistachio.training.optimizers import RunOptimizer
 from pistachio.training.optimizers.arguments import parse
 from pistachio.training.optimizers.eight_bit import AdamW8bitKahan, EightBit, dynamic_codes
+from pistachio.training.optimizers.elementwise import Prodigy
 from pistachio.training.optimizers.factored import Adafactor, Came
 from pistachio.training.optimizers.library import PACKAGES, optimizer_class
 
@@ -337,6 +338,17 @@ def test_magnitudes_are_not_decayed_unless_asked(name):
         optimizer.step(0.01)
         for before, after in zip(start, network.tensors):
             assert torch.equal(before, after) == (after.ndim == 1 and not asked)
+
+
+def test_prodigy_takes_a_groups_own_share_of_the_rate():
+    """A text encoder at half the rate: the first step is half as long there, and d is one for both."""
+    tensors = [torch.ones(4), torch.ones(4)]
+    for p in tensors:
+        p.grad = torch.full_like(p, 0.5)
+    optimizer = Prodigy([{"params": [tensors[0]], "lr": 1.0}, {"params": [tensors[1]], "lr": 0.5}], d0=0.01)
+    optimizer.step()
+    torch.testing.assert_close(1 - tensors[1], 0.5 * (1 - tensors[0]), rtol=1e-4, atol=1e-7)
+    assert optimizer.scale is not None and len([s for s in optimizer.state.values() if "d" in s]) == 1
 
 
 def test_one_kind_of_weight_is_one_tensor():

@@ -35,7 +35,8 @@ class Lion(Optimizer):
 class Prodigy(Optimizer):
     """Mishchenko & Defazio 2023 (arXiv 2306.06101), algorithm 4 (Adam): finds the step size d; `lr` multiplies it.
 
-    d and its running sums stay on the device. Defaults and options are those of the authors' prodigyopt; their decay
+    d and its running sums stay on the device, and are one for all groups; a group of another rate (a text encoder's) only
+    takes its updates at that. Defaults and options are those of the authors' prodigyopt; their decay
     is decoupled, as here.
     """
 
@@ -66,7 +67,8 @@ class Prodigy(Optimizer):
         (beta1, beta2), beta3, d0 = first["betas"], first["beta3"], first["d0"]
         steps = first["step"] + 1
         correction = math.sqrt(1 - beta2**steps) / (1 - beta1**steps) if first["use_bias_correction"] else 1.0
-        rate = d * (first["lr"] * correction)
+        lr = max(group["lr"] for group in self.param_groups)
+        rate = d * (lr * correction)
         numerator, denominator = shared["numerator"] * beta3, torch.zeros_like(d)
         for group in self.param_groups:
             for p in group["params"]:
@@ -84,17 +86,18 @@ class Prodigy(Optimizer):
         d_max = torch.maximum(shared["d_max"], estimate)
         found = torch.minimum(d_max, risen * first["growth_rate"])
         # No gradient at all yet (or a rate of zero): nothing is known about d.
-        known = (denominator > 0) & (first["lr"] > 0)
+        known = (denominator > 0) & (lr > 0)
         shared["d"] = torch.where(known, found, d)
         shared["d_max"] = torch.where(known, d_max, shared["d_max"])
         shared["numerator"] = torch.where(known, numerator, shared["numerator"])
         for group in self.param_groups:
             group["step"] = steps
+            own = d * (group["lr"] * correction)
             for p in group["params"]:
                 state = self.state[p]
                 denom = state["exp_avg_sq"].sqrt().add_(shared["d"] * group["eps"])
-                p.mul_(1 - rate * group["weight_decay"])
-                p.sub_(state["exp_avg"] / denom * rate)
+                p.mul_(1 - own * group["weight_decay"])
+                p.sub_(state["exp_avg"] / denom * own)
 
     def _moments(self, p: Tensor) -> dict:
         state = self.state[p]
