@@ -86,18 +86,18 @@ def unproved(host, monkeypatch):
     return tiny_objects.load("unproved")
 
 
-def train(tiny, tmp_path, *, precision="fp32"):
+def train(tiny, tmp_path, *, model=None, name="unproved", objective=None):
     from pistachio.bridge.training import train_lora
-    from pistachio.training.config import AdapterConfig, EvaluationConfig, LoggingConfig, TrainConfig
+    from pistachio.training.config import AdapterConfig, EvaluationConfig, LoggingConfig, ObjectiveConfig, TrainConfig
 
     config = TrainConfig(
-        num_steps=2, adapter=AdapterConfig(rank=2, alpha=2), precision=precision,
+        num_steps=2, adapter=AdapterConfig(rank=2, alpha=2), precision="fp32", objective=objective or ObjectiveConfig(),
         evaluation=EvaluationConfig(num_evaluations=1, timesteps_per_image=4, early_stop=False),
     )
-    encoded = encoded_set(tmp_path / "cache", tiny)
+    encoded = encoded_set(tmp_path / "cache", tiny, num_train=3, num_held_out=2)
     with torch.inference_mode():
         return train_lora(
-            tiny.model, encoded, config, run_name="unproved", logging_config=LoggingConfig(), runs_folder=tmp_path,
+            model or tiny.model, encoded, config, run_name=name, logging_config=LoggingConfig(), runs_folder=tmp_path,
             log_row=lambda row: None, check_interrupted=lambda: None,
         )
 
@@ -125,6 +125,26 @@ def test_an_unproved_network_without_a_backward_is_refused_before_the_run(unprov
     with pytest.raises(PistachioError, match="HunyuanImage21 network can't be trained: its backward fails"):
         train(unproved, tmp_path)
     assert not list((tmp_path / "unproved").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(("expert", "low", "high"), [("high-noise", 0.875, 1.0), ("low-noise", 0.0, 0.875)])
+def test_an_expert_of_wan_2_2_is_trained_and_measured_on_its_own_noise(tiny, tmp_path, expert, low, high):
+    """As docs/families.md says to, at a shift that a stock node sets: every forward of the run but the first, which tries the shapes."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+    from pistachio.training.config import ObjectiveConfig
+    from pistachio.training.run import RunFolder
+
+    wan = tiny("wan21")  # Wan 2.2's 14B experts are this network
+    shifted = ModelSamplingSD3().patch(wan.model, 5.0)[0]
+    sigmas = []
+    handle = wan.model.model.diffusion_model.register_forward_pre_hook(lambda module, args: sigmas.extend((args[1] / 1000).tolist()))
+    try:
+        run = train(wan, tmp_path, model=shifted, name=expert, objective=ObjectiveConfig(min_timestep=low, max_timestep=high))
+    finally:
+        handle.remove()
+    assert RunFolder(run.folder).report()["finished"] and len(sigmas) > 20
+    assert all(low - 1e-4 <= sigma <= high + 1e-4 for sigma in sigmas[1:])
+    assert max(sigmas[1:]) - min(sigmas[1:]) > 0.3 * (high - low)
 
 
 def test_chroma_is_trained_at_the_guidance_it_is_sampled_with(host):
