@@ -12,7 +12,6 @@ from .grid import CheckpointGrid
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
 from .timesteps import TimestepPlot
-from .timesteps import TimestepPlot
 from .train import TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
@@ -28,7 +27,6 @@ NODES: list[type[io.ComfyNode]] = [
     EncodeDataset,
     AugmentationSettings,
     *SETTINGS_NODES,
-    TimestepPlot,
     TimestepPlot,
     TrainLora,
     SelectCheckpoint,
