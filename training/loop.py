@@ -316,6 +316,7 @@ class _Session:
     def _save_checkpoint(self, step: int, row: dict) -> None:
         records = self.records
         metadata = lora_metadata(
+            weights="optimizer" if self.trainer.optimizer.averages else "ema",
             name=self.info.name, step=step, family=self.model.family, config=self.config, is_flow=self.model.is_flow,
             trigger=self.info.trigger, split_id=self.info.split_id, n_train=self.num_train,
             base_model_hash=self.info.base_model_hash, versions=self.info.versions, records=records, resolution=self.info.resolution,

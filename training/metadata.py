@@ -48,7 +48,7 @@ def lora_metadata(
     """Metadata of the checkpoint at `step`.
 
     A checkpoint saved during the run has no `selection` yet, and then no state and no tied range.
-    `weights`: "ema" or "raw", which of the two the file holds.
+    `weights`: what the file holds, "ema", "raw", or "optimizer" for the average that a schedule-free optimiser keeps.
     """
     created = created or datetime.now(timezone.utc)
     architecture, base_version = BASES.get(family, (family.lower(), family.lower()))

@@ -339,3 +339,36 @@ def test_the_picture_shows_the_curves():
     assert empty == (255, 255, 255) and filled[1] > filled[0] and filled != empty
     assert curves.quantiles[100] == pytest.approx(0.625, abs=1e-3)
     assert "between 0.62 and" in sentences(curves, config)[0] and "0.53, 0.59" in sentences(curves, config)[1]
+
+
+# ---- optimisers in the step ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit-kahan", "adafactor", "lion", "prodigy", "came", "schedule-free"])
+def test_a_trainer_goes_on_bit_for_bit_with_every_optimiser(name, tmp_path):
+    """Weights, average and losses of six steps, and of three, a file and three more."""
+    def make():
+        settings = {"prodigy": {"learning_rate": 1.0}, "schedule-free": {"schedule": "constant", "learning_rate": 1e-2}}.get(name, {"learning_rate": 1e-2})
+        return Trainer(Trainable(), [item(i) for i in range(3)], TrainConfig(
+            num_steps=6, batch_size=2, adapter=AdapterConfig(rank=2, alpha=2, targets="all-linear"),
+            optimizer=OptimizerConfig(name=name, warmup_steps=2, **settings),
+        ))
+
+    whole, first, second = make(), make(), make()
+    with whole.network:
+        losses_whole = [whole.advance() for _ in range(6)]
+    with first.network:
+        for _ in range(3):
+            first.advance()
+    torch.save(first.state(), tmp_path / "state.pt")
+    second.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    with second.network:
+        losses_second = [second.advance() for _ in range(3)]
+    assert losses_second == losses_whole[3:]
+    assert torch.equal(whole.network.parameters, second.network.parameters) and torch.equal(whole.average, second.average)
+    assert not torch.equal(whole.average, whole.network.parameters)
+    if name == "schedule-free":
+        x = whole.optimizer.inner.averaged(whole.network.parameters, whole.optimizer.inner.param_groups[0])
+        assert torch.equal(whole.average, x) and whole.config.ema_decay == 0
+    if name == "prodigy":
+        assert losses_whole[-1].learning_rate < 1e-2, "the rate that is shown is the one in force, lr times d"

@@ -53,7 +53,8 @@ class Network:
 
 
 def settings(name, **changes):
-    needed = {"prodigy": {"learning_rate": 1.0}, "schedule-free": {"schedule": "constant"}}.get(name, {})
+    asked = f"{name} {changes.get('library', '')}".lower()
+    needed = {"learning_rate": 1.0} if "prodigy" in asked else {"schedule": "constant"} if "free" in asked else {}
     return OptimizerConfig(**{"name": name, "learning_rate": 0.01, "weight_decay": 0.1, **needed, **changes})
 
 
@@ -394,6 +395,8 @@ def test_what_can_not_be_built_says_why(changes, said):
     ({"name": "prodigy", "learning_rate": 1.0, "lora_plus_ratio": 4.0}, "lora_plus_ratio"),
     ({"name": "schedule-free"}, "Choose schedule 'constant'"),
     ({"name": "schedule-free", "schedule": "constant", "ema_decay": 0.9}, "Set ema_decay to 0"),
+    ({"name": "library", "library": "prodigyopt.Prodigy"}, "Set learning_rate to 1"),
+    ({"name": "library", "library": "schedulefree.AdamWScheduleFree"}, "Choose schedule 'constant'"),
     ({"name": "lion", "beta2": 0.9}, "optimizer_args"),
     ({"name": "library"}, "give its class"),
     ({"name": "adamw", "library": "torch.optim.RAdam"}, "leave library empty"),

@@ -61,7 +61,7 @@ class OptimizerConfig:
             f"for example torch.optim.RAdam, or leave library empty, {NODE}.",
         )
         check(
-            self.name != "prodigy" or self.learning_rate >= PRODIGY_LEAST_RATE,
+            "prodigy" not in (self.name + self.library).lower() or self.learning_rate >= PRODIGY_LEAST_RATE,
             f"Prodigy finds the learning rate itself, and {self.learning_rate} multiplies what it finds. Set learning_rate to 1 {NODE}.",
         )
         check(
@@ -69,11 +69,11 @@ class OptimizerConfig:
             f"Prodigy finds one learning rate for all weights, and lora_plus_ratio is {self.lora_plus_ratio}. Set it to 1 {NODE}.",
         )
         check(
-            self.name != "schedule-free" or self.schedule == "constant",
+            not self.averages_itself or self.schedule == "constant",
             f"Schedule-free takes the place of the schedule, and '{self.schedule}' is set. Choose schedule 'constant' {NODE}; warm-up stays.",
         )
         check(
-            self.name != "schedule-free" or self.ema_decay == 0,
+            not self.averages_itself or self.ema_decay == 0,
             f"Schedule-free averages the weights itself, and ema_decay is {self.ema_decay}. Set ema_decay to 0 {NODE}.",
         )
         if self.name not in ADAM_LIKE:
@@ -87,4 +87,4 @@ class OptimizerConfig:
     @property
     def averages_itself(self) -> bool:
         """The optimiser's own average takes the place of ours."""
-        return self.name == "schedule-free"
+        return self.name == "schedule-free" or "schedulefree" in self.library.lower()
