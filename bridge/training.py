@@ -14,6 +14,7 @@ import comfy.model_management
 import comfyui_version
 import torch
 
+from ..dataset.quality_checks import check_encoded
 from ..dataset.types import EncodedDataset, EncodedItem
 from ..training.config import LoggingConfig, TrainConfig, to_dict
 from ..training.errors import PistachioError, RunConflictError
@@ -89,6 +90,9 @@ def train_lora(
         sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
         # Text encoders and VAE leave the device first: beside them the model might be loaded in part only.
         comfy.model_management.unload_all_models()
+        for text in check_encoded(encoded, num_steps=config.num_steps):
+            log.info("%s", text)
+            log_row({"kind": "note", "step": 0, "text": text})
         model = HostModel(patcher, precision=config.precision) if clip is None else TextTrainedModel(patcher, clip, precision=config.precision)
         model.unload_others()
         start = load_start(model.base_model, config.adapter)
