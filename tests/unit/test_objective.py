@@ -350,7 +350,7 @@ def test_a_trainer_goes_on_bit_for_bit_with_every_optimiser(name, tmp_path):
     def make():
         settings = {"prodigy": {"learning_rate": 1.0}, "schedule-free": {"schedule": "constant", "learning_rate": 1e-2}}.get(name, {"learning_rate": 1e-2})
         return Trainer(Trainable(), [item(i) for i in range(3)], TrainConfig(
-            num_steps=6, batch_size=2, adapter=AdapterConfig(rank=2, alpha=2, targets="all-linear"),
+            num_steps=30, batch_size=2, adapter=AdapterConfig(rank=2, alpha=2, targets="all-linear"),
             optimizer=OptimizerConfig(name=name, warmup_steps=2, **settings),
         ))
 

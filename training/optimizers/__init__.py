@@ -89,7 +89,8 @@ class RunOptimizer:
         self.network.parameters.copy_(trained)
 
     def state_dict(self) -> dict:
-        return self.inner.state_dict()
+        # torch's own form: bitsandbytes overrides it with one that only its own loading understands.
+        return Optimizer.state_dict(self.inner)
 
     def load_state_dict(self, saved: dict) -> None:
         """As saved, bit for bit. torch's own loading would turn 8-bit codes into floats."""
