@@ -47,7 +47,7 @@ class AdaptedNetwork:
             adapter.initialise(generator("adapter", seed, path))
             if config.dropout:
                 adapter.dropped = self._dropout(path)
-        self.start_notes: tuple[str, ...] = ()  # sentences for the user
+        self.notes = adapter_class.notes(list(self.adapters.values()))  # sentences for the user
         self._neutral: Tensor | None = None  # weights that change nothing, where the run doesn't begin at them
         if start is not None:
             self._begin_at(start)
@@ -68,7 +68,7 @@ class AdaptedNetwork:
         self._neutral = self.parameters.detach().to("cpu", copy=True)
         for path, parts in start.layers.items():
             self.adapters[path].begin_at(parts)
-        self.start_notes = (f"Starts from '{start.name}', which changes {len(start.layers)} of the {len(self.adapters)} trained layers.", *start.notes)
+        self.notes += (f"Starts from '{start.name}', which changes {len(start.layers)} of the {len(self.adapters)} trained layers.", *start.notes)
 
     def __enter__(self) -> "AdaptedNetwork":
         stack = ExitStack()
@@ -154,6 +154,10 @@ class AdaptedNetwork:
         finally:
             with torch.no_grad():
                 self.parameters.copy_(kept)
+
+    @property
+    def starts_from_file(self) -> bool:
+        return self._neutral is not None
 
     def neutral(self) -> AbstractContextManager[None]:
         """The adapters as they are before any training, which change nothing: also where the run starts from a file."""

@@ -169,7 +169,7 @@ class _Session:
             for note in (self.schedule.note, *self.trainer.notes):
                 if note:
                     self._note(note)
-            for note in self.trainer.network.start_notes:
+            for note in self.trainer.network.notes:
                 self._note(note)
             for note in self.info.notes:
                 self._note(note)
@@ -234,7 +234,7 @@ class _Session:
         with network.neutral():
             self_test(base, self._measure(self.eval_items, self.draws), precision=self.precision)
         self._record(0, base, seconds)
-        if network.start_notes:  # step 0 of the curve stays the base: what the file itself gives is said here
+        if network.starts_from_file:  # step 0 of the curve stays the base: what the file itself gives is said here
             change = 100 * (mean_error(self._measure(self.eval_items, self.draws)) / mean_error(base) - 1)
             self._note(f"Before any training the file changes the held-out loss by {change:+.2f} %.")
         self._probe(0)

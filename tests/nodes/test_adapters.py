@@ -176,3 +176,83 @@ def test_a_broken_file_is_named(host, tiny):
     file.write_bytes(b"no safetensors")
     with pytest.raises(PistachioError, match="'broken.safetensors' can't be read"):
         load_start(tiny("wan21").model.model, AdapterConfig(start_from="broken.safetensors"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_compute_keeps_the_direction(prepared, kind):
+    from pistachio.bridge.model import HostModel
+
+    with prepared.model.training(), prepared.network(kind=kind) as network:
+        exact = prepared.gradient(network)
+    with torch.inference_mode():
+        rounding = HostModel(prepared.tiny.model, precision="bf16")
+    with rounding.training():
+        with prepared.network(kind=kind) as network:
+            rounded = prepared.gradient(network, model=rounding)
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.98
+    assert relative(rounded, exact) > 1e-5  # it did compute in bf16
+
+
+def run(wan, encoded, folder, adapter, *, check=lambda: None, continue_run=None, num_steps=4):
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import EvaluationConfig, LoggingConfig, OptimizerConfig, TrainConfig
+
+    config = TrainConfig(
+        num_steps=num_steps, batch_size=2, precision="fp32", adapter=adapter, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        evaluation=EvaluationConfig(num_evaluations=2, timesteps_per_image=2, early_stop=False),
+    )
+    with torch.inference_mode():
+        return train_lora(
+            wan.model, encoded, config, run_name="anna", logging_config=LoggingConfig(), runs_folder=folder, log_row=lambda row: None,
+            check_interrupted=check, continue_run=continue_run,
+        )
+
+
+def test_a_dora_run_from_a_file_resumes_exactly_and_installs_a_file_the_host_knows(host, tiny, tmp_path, caplog):
+    """Two runs one after the other: a DoRA, and one that starts from it with dropout, cut and resumed; another content is another run."""
+    from pistachio.bridge.lora import apply_lora, install_checkpoint, read_safetensors
+    from pistachio.training.config import AdapterConfig
+    from pistachio.training.errors import RunConflictError
+    from pistachio.training.run import RunFolder
+    from support.encoded import encoded_set
+
+    wan = tiny("wan21")
+    encoded = encoded_set(tmp_path / "cache", wan, num_train=3, num_held_out=2)
+    first = run(wan, encoded, tmp_path / "first", AdapterConfig(kind="dora", rank=2, targets="attention"))
+    name = install_checkpoint(first, 4, "dora start")
+    with caplog.at_level("WARNING"), torch.inference_mode():
+        loaded = apply_lora(wan.model, host.models / "loras" / name)
+    assert loaded.patches and not [r for r in caplog.records if "not loaded" in r.getMessage().lower()]
+
+    adapter = AdapterConfig(kind="dora", rank=3, targets="attention", dropout=0.1, start_from=name)
+    whole = run(wan, encoded, tmp_path / "whole", adapter)
+    calls = [12]
+
+    def cancel():
+        calls[0] -= 1
+        if calls[0] == 0:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(wan, encoded, tmp_path / "cut", adapter, check=cancel)
+    assert 0 < RunFolder(tmp_path / "cut" / "anna").load_state()["step"] < 4
+    resumed = run(wan, encoded, tmp_path / "cut", adapter)
+    (found, _), (expected, metadata) = (read_safetensors(RunFolder(r.folder).checkpoint_file(4)) for r in (resumed, whole))
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert metadata["pistachio.start_from"] == name and metadata["ss_network_args"] == '{"algo": "lora", "dora_wd": "True"}'
+    notes = RunFolder(whole.folder).report()["notes"]
+    assert any(f"Starts from '{name}'" in note for note in notes) and any("Before any training the file changes" in note for note in notes)
+
+    install_checkpoint(first, 2, "dora start")  # the same run's file is replaced
+    with pytest.raises(RunConflictError, match="start_from_hash"):
+        run(wan, encoded, tmp_path / "whole", adapter)
+
+
+def test_a_bad_expression_shows_on_the_node(host):
+    from pistachio.nodes.settings import AdapterSettings
+
+    assert AdapterSettings.validate_inputs(include="attn", rank_pattern="ffn=4") is True
+    assert "no regular expression" in AdapterSettings.validate_inputs(include="(")
+    assert "no regular expression" in AdapterSettings.validate_inputs(rank_pattern="(=4")
+    assert "is no .safetensors file" in AdapterSettings.validate_inputs(start_from="missing.safetensors")
+    assert AdapterSettings.fingerprint_inputs() == ""

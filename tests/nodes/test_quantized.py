@@ -44,7 +44,7 @@ def _save(models, fmt: str):
     return f"wan_{fmt}.safetensors", plain
 
 
-def _gradient(model, conditioning, shape):
+def _gradient(model, conditioning, shape, kind="lora"):
     from pistachio.bridge.conditions import prepare
     from pistachio.training.adapted import AdaptedNetwork
     from pistachio.training.config import AdapterConfig
@@ -53,9 +53,10 @@ def _gradient(model, conditioning, shape):
     latents, noise = (torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     with model.training():
         condition = prepare(model.base_model, conditioning, latents)
-        with AdaptedNetwork(model, AdapterConfig(rank=4, alpha=4), seed=0) as network:
+        with AdaptedNetwork(model, AdapterConfig(kind=kind, rank=4, alpha=4), seed=0) as network:
+            away = 0.05 * torch.randn(network.parameters.shape, generator=torch.Generator().manual_seed(3))
             with torch.no_grad():
-                network.parameters.copy_(0.05 * torch.randn(network.parameters.shape, generator=torch.Generator().manual_seed(3)))
+                network.parameters.copy_(away if kind == "lora" else network.parameters + away)
             prediction_error(model, latents, noise, model.sigma_at(torch.tensor([0.6])), [condition]).sum().backward()
             return network.gradients.clone()
 
@@ -88,7 +89,8 @@ def test_a_quantised_base_trains_or_is_refused(host, tiny, fmt):
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.999
 
 
-def test_a_base_cast_to_fp8_trains(host, tiny):
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "loha"])
+def test_a_base_cast_to_fp8_trains(host, tiny, kind):
     import nodes
     from pistachio.bridge.model import HostModel
 
@@ -97,7 +99,7 @@ def test_a_base_cast_to_fp8_trains(host, tiny):
         cast = HostModel(nodes.UNETLoader().load_unet("tiny_wan21.safetensors", "fp8_e4m3fn")[0], precision="fp32")
         plain = HostModel(wan.model, precision="fp32")
     condition = wan.condition("a red cat")
-    found, expected = _gradient(cast, condition, wan.latent_shape), _gradient(plain, condition, wan.latent_shape)
+    found, expected = (_gradient(model, condition, wan.latent_shape, kind) for model in (cast, plain))
     assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.98
 
 

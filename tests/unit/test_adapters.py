@@ -198,6 +198,8 @@ def test_a_whole_lokr_factor_has_no_scale():
     """Loaders ignore alpha where nothing is decomposed."""
     adapted = network(Flow(), kind="lokr", rank=64, alpha=6)
     assert all(adapter.scale == 1 for adapter in adapted.adapters.values())
+    assert "in 6 of 6 layers the larger factor (4 x 5 at 'enter')" in adapted.notes[0]
+    assert network(Flow(), kind="lokr", rank=1, targets="all-linear").notes == ()
 
 
 def test_lokr_factors_are_those_of_lycoris():

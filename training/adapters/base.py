@@ -61,6 +61,11 @@ class Adapter:
         """Key suffix -> tensor, as the stock loader reads them."""
         return {name: self.tensors[name] for name in self.file_keys if name in self.tensors} | {"alpha": torch.tensor(self.alpha, dtype=torch.float32)}
 
+    @classmethod
+    def notes(cls, adapters: Sequence[Adapter]) -> tuple[str, ...]:
+        """What the user should know of settings that had no effect in some layers."""
+        return ()
+
     def frozen(self, x: Tensor, base) -> Tensor:
         """The layer alone, for gradients that pass through it."""
         if not (x.requires_grad and torch.is_grad_enabled()):

@@ -47,6 +47,17 @@ class LokrAdapter(Adapter):
             self.shapes["lokr_w2"] = (self.o2, self.i2, *kernel)
             self.scale = 1.0  # a whole w2 has no rank, and loaders don't scale it
 
+    @classmethod
+    def notes(cls, adapters: Sequence[LokrAdapter]) -> tuple[str, ...]:
+        whole = [adapter for adapter in adapters if not adapter.is_decomposed]
+        if not whole:
+            return ()
+        sizes = f"{whole[0].o2} x {whole[0].i2} at '{whole[0].path}'"
+        return (
+            f"LoKr: in {len(whole)} of {len(adapters)} layers the larger factor ({sizes}) is so small that it is whole: "
+            "rank and alpha have no effect there. A smaller lokr_factor, such as 8, makes it larger.",
+        )
+
     def initialise(self, generator: torch.Generator) -> None:
         """As LyCORIS: the last of w2 zero, the others as torch.nn.Linear is initialised."""
         with torch.no_grad():
