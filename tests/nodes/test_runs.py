@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -263,3 +264,49 @@ def test_a_disk_that_fills_up_keeps_what_was_saved(wan, encoded, tmp_path, monke
     monkeypatch.setattr(run_module, "save_file", save)
     resumed = start(wan, encoded, tmp_path / "cut", config())
     assert numbers(resumed) == numbers(whole) and files(resumed) == files(whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="lives are forked, and killed by a signal")
+def test_a_killed_run_on_the_host_ends_the_same_with_its_samples(request, tiny, tmp_path):
+    """Twice in one run: at a time, and within a write that is left half done."""
+    from support.flow_runs import contents, differences
+    from support.killed import Killer
+
+    tiny("wan21")  # its files are there before another process looks for them
+    with Killer("host", str(request.config.getoption("--comfyui")), str(tmp_path / "comfyui")) as killer:
+        life = killer.live(tmp_path / "whole")
+        expected = contents(tmp_path / "whole" / "anna")
+        assert len([name for name in expected["files"] if name.startswith("samples/")]) == 2 * 3
+        killer.live(tmp_path / "cut", kill_at=("save", life["points"]["save"] // 2))
+        killer.live(tmp_path / "cut", kill_after_seconds=0.3 * life["seconds"])
+        assert killer.num_kills == 2
+        assert killer.live(tmp_path / "cut")["status"] == "finished"
+    assert differences(contents(tmp_path / "cut" / "anna"), expected) == []
+
+
+def test_a_run_that_is_being_extended_counts_as_unfinished_until_it_is_done(wan, encoded, tmp_path):
+    """Queued again after a stop it goes on to the same number of steps, and is not extended once more."""
+    from pistachio.training.run import RunFolder
+
+    run = start(wan, encoded, tmp_path, config())
+    folder = RunFolder(run.folder)
+    with pytest.raises(Cancelled):
+        start(wan, encoded, tmp_path, config(num_steps=0), continue_run=run, check=cancel_after(2))
+    assert folder.status() == "interrupted" and folder.config()["settings"]["num_steps"] == 12
+    start(wan, encoded, tmp_path, config(num_steps=0), continue_run=run)
+    assert folder.status() == "finished" and folder.report()["last_step"] == 12
+    (note,) = [note for note in folder.report()["notes"] if note.startswith("Continued from step 8 to step 12")]
+    assert "learning rate" in note
+
+
+def test_a_run_of_an_older_version_is_resumed_with_the_defaults_of_newer_settings(wan, encoded, tmp_path):
+    from pistachio.training.run import RunFolder
+
+    with pytest.raises(Cancelled):
+        start(wan, encoded, tmp_path, config(), check=cancel_after(9))
+    folder = RunFolder(tmp_path / "anna")
+    older = folder.config()
+    del older["settings"]["optimizer"]["clip_norm"]
+    folder.write_json("config.json", older)
+    start(wan, encoded, tmp_path, config())
+    assert folder.status() == "finished"

@@ -56,7 +56,9 @@ class Killer:
         return answer | {"seconds": time.monotonic() - started}
 
     def _answer(self) -> dict:
-        line = self.server.stdout.readline()
+        line = " "
+        while line and not line.startswith('{"'):  # a host prints, too
+            line = self.server.stdout.readline()
         assert line, "the server of runs has ended"
         return json.loads(line)
 
@@ -157,6 +159,38 @@ def serve(job) -> None:
             print(json.dumps({"status": "killed"}), flush=True)
 
 
+def _host_job(comfyui: Path, base: Path):
+    """A tiny Wan through the pack's own door to the host, with samples."""
+    from support import host, tiny_models
+    from support.encoded import encoded_set
+
+    booted = host.boot(comfyui, base)
+    tiny_models.place(booted.models, tiny_models.kept_folder(TESTS.parent, booted.version), "wan21")
+    tiny = tiny_models.load("wan21")
+    encoded = encoded_set(base / "cache", tiny)
+
+    import torch
+    from pistachio.bridge.sampling import SampleSettings
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import AdapterConfig, EvaluationConfig, LoggingConfig, OptimizerConfig, TrainConfig
+    from pistachio.training.config.samples import SampleConfig
+
+    config = TrainConfig(
+        num_steps=8, batch_size=2, seed=5, adapter=AdapterConfig(rank=2, alpha=2), optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        evaluation=EvaluationConfig(num_evaluations=4, timesteps_per_image=4, early_stop=False),
+    )
+    samples = SampleSettings(config=SampleConfig(prompts=("a [trigger]",), num_steps=2), clip=tiny.clip, vae=tiny.vae)
+
+    def job(folder: Path) -> None:
+        with torch.inference_mode():
+            train_lora(
+                tiny.model, encoded, config, run_name="anna", logging_config=LoggingConfig(save_state_minutes=0.002), runs_folder=folder,
+                log_row=lambda row: None, check_interrupted=lambda: None, samples=samples,
+            )
+
+    return job
+
+
 def main(name: str, *arguments: str) -> None:
     sys.path[:] = [str(TESTS), *(entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent)]
     import conftest  # noqa: F401  loads the packages `pistachio` and `support`
@@ -169,6 +203,8 @@ def main(name: str, *arguments: str) -> None:
         from support.flow_runs import flow_run
 
         serve(lambda folder: flow_run(folder, save_interval_seconds=0.3))
+    elif name == "host":
+        serve(_host_job(*map(Path, arguments)))
     else:
         raise SystemExit(f"There is no job '{name}'.")
 
