@@ -170,7 +170,7 @@ def compare(runs: list[rules.Measured]) -> dict:
             "rival": rival, "difference_pct": round(float((ours - theirs).mean()), 2), "ratio": round(float(ours.mean() / theirs.mean()), 3),
             "t": round(float(test.statistic), 2) if test else None, "p": float(f"{test.pvalue:.2g}") if test else None, "df": len(ours) - 1,
         })
-    return {"rows": rows, "tests": tests, "truth": _truth(runs)}
+    return {"rows": rows, "tests": tests, "truth": _truth(runs), "verdicts": rules.verdict_departures(runs)}
 
 
 def _standard_error(values: np.ndarray) -> float | None:

@@ -143,3 +143,49 @@ def regrets(rule: Rule, run: Measured) -> tuple[float, float, float]:
         own.append(100 * (value - best_own) / (before - best_own))
         steps.extend(run.steps[chosen])
     return float(np.mean(common)), float(np.mean(own)), float(np.median(steps))
+
+
+def verdict_departures(runs: Sequence[Measured]) -> list[dict]:
+    """Where the engine's verdict departs from the protocol's table read to the letter, on every beginning of every run, and who was right.
+
+    To the letter, the tail is the last three evaluations wherever the best lies, and 'within 5 % of the best' needs no patience.
+    Right for 'still improving' means that the true loss falls later by more than 2 % of the gain so far.
+    """
+    from pistachio.training.selection import build_curve, critical_t, select
+
+    counts: dict[tuple[str, str], list[int]] = {}
+    for run in runs:
+        truth = run.truth[EMA].mean(1)
+        for members in run.set_indices():
+            records = _records(run, EMA, members)
+            for seen in range(4, len(records)):  # at least one evaluation is still to come
+                curve = build_curve(records[:seen])
+                if curve.delta_C[curve.best] >= 0:
+                    continue
+                ours, letter = select(records[:seen]).state, _verdict_to_the_letter(curve, critical_t(curve.n_images))
+                if ours != letter:
+                    so_far = truth[1:seen].min()
+                    improved = truth[seen:].min() < so_far - 0.02 * (truth[0] - so_far)
+                    found = counts.setdefault((letter, ours), [0, 0])
+                    found[0] += 1
+                    found[1] += bool(improved)
+    return [
+        {"to_the_letter": letter, "ours": ours, "count": count, "truly_improved_later": improved}
+        for (letter, ours), (count, improved) in sorted(counts.items())
+    ]
+
+
+def _verdict_to_the_letter(curve, q: float) -> str:
+    best, last = curve.best, len(curve.steps) - 1
+    gain = -float(curve.delta_C[best])
+    tail_N = curve.errors_CN[-3:].mean(axis=0)
+    tail = float((tail_N - curve.errors_CN[0]).mean())
+    if tail > 0 and tail > gain / 2:
+        return "diverged"
+    if gain <= q * curve.se(0, best):
+        return "unclear"
+    if tail + gain > q * curve.standard_error(tail_N, curve.errors_CN[best]) and tail + gain > 0.1 * gain:
+        return "overfit"
+    falling = np.polyfit(curve.steps[-3:], curve.delta_C[-3:], 1)[0] < 0
+    near_best = float(curve.delta_C[last]) + gain <= 0.05 * gain
+    return "still improving" if falling and (best >= last - 1 or near_best) else "plateau"

@@ -22,6 +22,7 @@ LEFT, RIGHT, TOP, BOTTOM = 84, 752, 78, 482  # the axes' box
 MAX_TRAIN_POINTS = 700
 
 PAPER, INK, MUTED, GRID = (252, 251, 247), (35, 45, 32), (112, 116, 106), (230, 228, 219)
+PROBE = (150, 120, 60)
 MAIN, TIE, TRAIN = (70, 130, 58), (240, 197, 92), (200, 196, 185)
 QUARTERS = ((62, 118, 176), (64, 162, 166), (204, 128, 48), (164, 74, 128))  # low noise to high noise
 QUARTER_NAMES = ("low noise", "mid-low", "mid-high", "high noise")
@@ -81,11 +82,20 @@ def draw_loss_chart(rows: Sequence[dict], selection: Selection) -> Image.Image:
     lines = _wrapped_words(selection)
     height = PLOT_HEIGHT + 46 + sum(height for *_, height in lines)
     picture = Image.new("RGB", (WIDTH * SCALE, height * SCALE), PAPER)
-    picture.paste(_plot(axes, evaluations, training, selection))
+    probes = train_curve(rows)
+    picture.paste(_plot(axes, evaluations, training, selection, probes))
     pen = _Pen(picture)
-    _draw_labels(pen, axes, evaluations, training, selection)
+    _draw_labels(pen, axes, evaluations, training, selection, probes)
     _draw_words(pen, lines, selection, height)
     return picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+
+
+def train_curve(rows: Sequence[dict]) -> list[tuple[int, float]]:
+    """(step, change in %) of the loss on training pictures at fixed draws, from the run's probes."""
+    probes = sorted({r["step"]: r["train_loss"] for r in rows if r.get("kind") == "probe" and r["train_loss"] is not None}.items())
+    if not probes or probes[0][0] != 0 or not probes[0][1]:
+        return []
+    return [(step, 100 * (loss / probes[0][1] - 1)) for step, loss in probes]
 
 
 def _axes(evaluations: list[dict], selection: Selection, last_step: int) -> Axes:
@@ -124,7 +134,7 @@ def _error_pct(row: dict, selection: Selection) -> float | None:
     return 100 * row["se"] / selection.base_loss
 
 
-def _plot(axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection) -> Image.Image:
+def _plot(axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection, probes: list[tuple[int, float]]) -> Image.Image:
     canvas = Image.new("RGBA", (WIDTH * SCALE, PLOT_HEIGHT * SCALE), (*PAPER, 255))
     box = tuple(v * SCALE for v in (LEFT, TOP, RIGHT, BOTTOM))
     draw = ImageDraw.Draw(canvas)
@@ -143,6 +153,7 @@ def _plot(axes: Axes, evaluations: list[dict], training: list[dict], selection: 
     layer(lambda sheet: _paint_background(sheet, axes, evaluations, selection))
     layer(lambda sheet: _line(sheet, _training_points(axes, training), TRAIN, 0.8, 130))
     layer(lambda sheet: _paint_band(sheet, axes, evaluations, selection))
+    layer(lambda sheet: _paint_dashes(sheet, [(axes.x(step), axes.y(percent)) for step, percent in probes]))
     layer(lambda sheet: _paint_lines(sheet, axes, evaluations))
     _line(draw, [(LEFT, BOTTOM), (RIGHT, BOTTOM)], MUTED, 1)
     chosen = _chosen_row(evaluations, selection)
@@ -179,6 +190,15 @@ def _paint_lines(sheet: ImageDraw.ImageDraw, axes: Axes, evaluations: list[dict]
         _line(sheet, points, MAIN, 3.2)
         for x, y in points:
             _disc(sheet, x, y, 3.6, (*MAIN, 255))
+
+
+def _paint_dashes(sheet: ImageDraw.ImageDraw, points: list[Point]) -> None:
+    """What the training pictures themselves do: the gap to the held-out line is what was memorised."""
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        length = max(1e-6, math.hypot(x1 - x0, y1 - y0))
+        for start in range(0, math.ceil(length), 10):
+            near, far = start / length, min(1.0, (start + 6) / length)
+            _line(sheet, [(x0 + (x1 - x0) * at, y0 + (y1 - y0) * at) for at in (near, far)], PROBE, 1.8)
 
 
 def _line(sheet: ImageDraw.ImageDraw, points: list[Point], colour: tuple[int, int, int], width: float, alpha: int = 255) -> None:
@@ -245,7 +265,9 @@ def _tied_columns(axes: Axes, evaluations: list[dict], selection: Selection) -> 
     return columns
 
 
-def _draw_labels(pen: _Pen, axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection) -> None:
+def _draw_labels(
+    pen: _Pen, axes: Axes, evaluations: list[dict], training: list[dict], selection: Selection, probes: list[tuple[int, float]]
+) -> None:
     pen.write(28, 18, "Loss on the held-out pictures" if evaluations else "Loss on the training pictures", 23, INK)
     if selection.n_images:
         noun = "picture" if selection.n_images == 1 else "pictures"
@@ -267,7 +289,7 @@ def _draw_labels(pen: _Pen, axes: Axes, evaluations: list[dict], training: list[
     pen.write((LEFT + RIGHT) / 2, BOTTOM + 31, "step", 14, MUTED, "ma")
     if training:
         pen.write(RIGHT, BOTTOM + 33, TRAIN_CAPTION, 12, (150, 146, 136), "ra")
-    _draw_end_labels(pen, axes, evaluations)
+    _draw_end_labels(pen, axes, evaluations, probes)
     left, right = max(_tied_columns(axes, evaluations, selection), key=lambda c: c[1] - c[0], default=(0.0, 0.0))
     if right - left > 130:
         pen.write((left + right) / 2, BOTTOM - 10, "can't be told apart", 13, (140, 104, 20), "ms", halo=True)
@@ -278,11 +300,13 @@ def _draw_labels(pen: _Pen, axes: Axes, evaluations: list[dict], training: list[
         pen.write(x, TOP + 29, _percent(chosen["loss_delta_pct"]), 15, INK, anchor, halo=True)
 
 
-def _draw_end_labels(pen: _Pen, axes: Axes, evaluations: list[dict]) -> None:
+def _draw_end_labels(pen: _Pen, axes: Axes, evaluations: list[dict], probes: list[tuple[int, float]]) -> None:
     """Names at the right end of the lines, pushed apart where they would touch."""
     series = [("all held-out", 15, MAIN, [r["loss_delta_pct"] for r in evaluations])]
     for quarter, name in enumerate(QUARTER_NAMES):
         series.append((name, 13, QUARTERS[quarter], [r["t_q"][quarter] for r in evaluations]))
+    if len(probes) > 1:
+        series.append(("training pictures", 13, PROBE, [percent for _, percent in probes]))
     labels = []
     for name, size, colour, values in series:
         finite = [v for v in values if v is not None]

@@ -17,6 +17,7 @@ import torch
 from . import schedules
 from .adapters.start import AdapterStart
 from .batches import TrainItem
+from .budget import timing_of
 from .config import TrainConfig, to_dict
 from .drift import Watch, drift_report, is_candidate, memorising_report
 from .errors import NonFiniteLossError, PistachioError
@@ -24,7 +25,7 @@ from .evaluation import EvalItem, Schedule, evaluate, mean_error, plan_draws, pl
 from .folds import Refit
 from .metadata import lora_metadata
 from .model import TrainableModel
-from .report import build_report, eval_row, records_from_rows, write_report
+from .report import build_report, eval_row, gap_rows, records_from_rows, seconds_spent, write_report
 from .run import RunFolder
 from .samples import SAMPLING_ERRORS, Sampler, sample_row, sample_steps
 from .selection import EvaluationRecord, Selection, not_measured, select, should_stop
@@ -97,26 +98,10 @@ class _Session:
         self.eval_items = list(eval_items)
         self.num_train = len(train_items)
         self.precision = "fp32" if getattr(self.model, "compute_dtype", torch.float32) is torch.float32 else "bf16"
-        evaluation = self.config.evaluation
-        probe_items = sorted(train_items, key=lambda item: item.content_hash)[:PROBE_IMAGES]
-        # Time is counted in forward passes, not seconds, so that the plan of a run never depends on the machine's mood.
-        self.schedule = plan_schedule(
-            self.config.num_steps,
-            num_evaluations=evaluation.num_evaluations,
-            num_timesteps=evaluation.timesteps_per_image,
-            num_images=max(1, len(self.eval_items)),
-            seconds_per_step=FORWARDS_PER_STEP * self.config.effective_batch,
-            seconds_per_evaluation=max(1, len(self.eval_items)) * evaluation.timesteps_per_image,
-            probe_share=PROBE_TIMESTEPS * len(probe_items) / (max(1, len(self.eval_items)) * evaluation.timesteps_per_image),
-        )
-        distribution = trainer.distribution
-        self.draws = plan_draws(self.eval_items, num_timesteps=self.schedule.num_timesteps, distribution=distribution) if self.eval_items else ()
-        self.probe_items = probe_items if self.schedule.num_probes else []  # they have all that an EvalItem has
-        self.probe_draws = (
-            plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution, for_choice=False) if self.probe_items else ()
-        )
-        self.probe_steps = {0, *self.schedule.steps[2::2][: self.schedule.num_probes]} if self.probe_items else set()
-        self.watch = Watch(self.model, trainer.network, list(train_items), self.eval_items, distribution, has_trigger=bool(info.trigger))
+        self.train_items = sorted(train_items, key=lambda item: item.content_hash)
+        # In forward passes, so that the plan of a run never depends on the machine's mood.
+        self._plan(FORWARDS_PER_STEP * self.config.effective_batch, max(1, len(self.eval_items)) * self.config.evaluation.timesteps_per_image)
+        self.watch = Watch(self.model, trainer.network, list(train_items), self.eval_items, trainer.distribution, has_trigger=bool(info.trigger))
         self.rows: list[dict] = []
         self.stop_reason: str | None = None
         self.sampler: Sampler | None = None
@@ -125,6 +110,31 @@ class _Session:
         self.evaluated_step: int | None = None  # the last whose evaluation is complete, its checkpoint included
         self.refit: Refit | None = None
         self.last_step = self.config.num_steps
+
+    def _plan(self, step_cost: float, evaluation_cost: float) -> None:
+        """When to evaluate and on which draws; both costs in one unit."""
+        evaluation, distribution = self.config.evaluation, self.trainer.distribution
+        probe_items = self.train_items[:PROBE_IMAGES]
+        num_forwards = max(1, len(self.eval_items)) * evaluation.timesteps_per_image
+        self.schedule = plan_schedule(
+            self.config.num_steps,
+            num_evaluations=evaluation.num_evaluations,
+            num_timesteps=evaluation.timesteps_per_image,
+            num_images=max(1, len(self.eval_items)),
+            seconds_per_step=step_cost,
+            seconds_per_evaluation=evaluation_cost,
+            probe_share=PROBE_TIMESTEPS * len(probe_items) / num_forwards,
+        )
+        self.draws = plan_draws(self.eval_items, num_timesteps=self.schedule.num_timesteps, distribution=distribution) if self.eval_items else ()
+        self.probe_items = probe_items if self.schedule.num_probes else []  # they have all that an EvalItem has
+        self.probe_draws = (
+            plan_draws(self.probe_items, num_timesteps=PROBE_TIMESTEPS, distribution=distribution, for_choice=False) if self.probe_items else ()
+        )
+        self.probe_steps = {0, *self.schedule.steps[2::2][: self.schedule.num_probes]} if self.probe_items else set()
+
+    def _plan_by_the_clock(self) -> None:
+        timing = timing_of(self.run_folder, self.trainer, lambda: self._measure(self.eval_items, self.draws))
+        self._plan(timing.seconds_per_step, timing.seconds_per_evaluation)
 
     def refit_by(self, refit: Refit) -> None:
         # The schedule of learning rates stays that of the whole run: the chosen step was chosen in it.
@@ -159,6 +169,8 @@ class _Session:
         return self._finish()
 
     def _begin(self) -> None:
+        if self.config.evaluation.budget == "seconds" and self.eval_items:
+            self._plan_by_the_clock()
         weights = self.trainer.network.parameters
         # Every checkpoint, and twice (the new beside the old) a state of weights, average and two moments.
         self.run_folder.check_space(weights.numel() * weights.element_size() * (len(self.schedule.steps) + 8))
@@ -361,6 +373,7 @@ class _Session:
             notes=[row["text"] for row in self.rows if row["kind"] == "note"],
         ) | {"finished": finished, "trigger": self.info.trigger} | (self.refit.report_fields(self.num_train) if self.refit else {})
         checks = next((row.get("checks") for row in self.rows if row["kind"] == "eval" and row["step"] == selection.chosen_step), None)
+        report |= {"seconds": seconds_spent(self.rows), "gap": gap_rows(self.rows)}
         report |= {"base_drift": drift_report(checks), "memorising": memorising_report(checks, self.rows, selection)}
         write_report(self.run_folder.path, report, self.rows, selection)
         return report

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 from ..dataset.files import atomic_write_bytes
-from .chart import draw_loss_chart
+from .chart import draw_loss_chart, train_curve
 from .evaluation import LOSS_SPACE, PROTOCOL_VERSION
 from .run import RunFolder
 from .selection import CONFIDENCE, TIE_SHARE, EvaluationRecord, Selection, build_curve, quarters
@@ -140,6 +140,25 @@ def build_report(
     }
 
 
+def seconds_spent(rows: Sequence[dict]) -> dict:
+    """What the run took, and which share of it the evaluations after step 0 were (the protocol allows a tenth)."""
+    training = math.fsum(row["seconds"] for row in rows if row.get("kind") == "train" and row.get("seconds"))
+    evaluations = math.fsum(row["seconds"] for row in rows if row.get("kind") == "eval" and row["step"] > 0)
+    return {
+        "training": round(training, 3), "evaluations": round(evaluations, 3),
+        "evaluation_share": round(evaluations / training, 4) if training else None,
+    }
+
+
+def gap_rows(rows: Sequence[dict]) -> list[dict]:
+    """The gap curve: change of the loss on training pictures beside held-out ones, at the steps where both were measured."""
+    held_out = {row["step"]: row["loss_delta_pct"] for row in rows if row.get("kind") == "eval"}
+    return [
+        {"step": step, "train_delta_pct": percent, "held_out_delta_pct": held_out[step], "gap_pct": held_out[step] - percent}
+        for step, percent in train_curve(rows) if held_out.get(step) is not None
+    ]
+
+
 def offers(selection: Selection, *, n_train: int) -> list[str]:
     """What the user may do next. Continuing is always offered."""
     further = selection.last_step + math.ceil(selection.last_step / 2)
@@ -168,6 +187,7 @@ def write_report(run_folder: Path, report: dict, rows: Sequence[dict], selection
     picture = BytesIO()
     draw_loss_chart(rows, selection).save(picture, format="PNG")
     report_path, chart_path = run_folder / "report.json", run_folder / "loss.png"
-    atomic_write_bytes(report_path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    # The report last: with it the run counts as finished, and everything is there.
     atomic_write_bytes(chart_path, picture.getvalue())
+    atomic_write_bytes(report_path, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return report_path, chart_path

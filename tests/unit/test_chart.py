@@ -137,3 +137,21 @@ def test_words_wrap_within_the_picture():
     lines = chart._wrap(sentence, font, 2000)
     assert len(lines) > 1 and " ".join(lines) == " ".join(sentence.split())
     assert max(font.getlength(line) for line in lines) <= 2000
+
+
+def test_the_training_pictures_have_a_line_of_their_own_and_a_gap():
+    from pistachio.training.chart import PROBE, train_curve
+    from pistachio.training.report import gap_rows
+
+    records = make_records(CURVES["overfit"])
+    rows, selection = eval_rows(records), select(records)
+    steps = [record.step for record in records]
+    probes = [{"kind": "probe", "step": step, "train_loss": 1.0 - 0.0003 * step} for step in (0, *steps[2::2])]
+    assert train_curve(rows + probes)[-1] == (probes[-1]["step"], pytest.approx(-0.03 * probes[-1]["step"]))
+    last = gap_rows(rows + probes)[-1]
+    held_out = next(row["loss_delta_pct"] for row in rows if row["step"] == last["step"])
+    assert last["gap_pct"] == pytest.approx(held_out - last["train_delta_pct"])
+
+    box = (LEFT, TOP, RIGHT, BOTTOM)
+    with_probes, without = (count_near(draw_loss_chart(r, selection), box, PROBE, 14) for r in (rows + probes, rows))
+    assert with_probes > without + 100

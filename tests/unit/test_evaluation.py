@@ -293,3 +293,41 @@ def test_schedule_keeps_to_the_budget(seconds, probe_share, expected):
                          seconds_per_evaluation=seconds, probe_share=probe_share)
     assert (len(plan.steps) - 1, plan.num_timesteps, plan.num_probes) == expected
     assert plan.steps[-1] == 1000 and bool(plan.note) is (expected != (16, 8, 8))
+
+
+def test_a_budget_in_seconds_is_measured_once_and_changes_no_weight(tmp_path):
+    """The trainer is as it was, bit for bit, and a resumed run plans from the numbers that are there."""
+    from pistachio.training.budget import TIMING_FILE, timing_of
+    from pistachio.training.run import RunFolder
+    from pistachio.training.trainer import Trainer
+    from support.flow import Flow, train_items
+    from support.flow_runs import flow_config
+
+    trainer, untouched = (Trainer(Flow(), train_items(), flow_config(num_steps=8)) for _ in range(2))
+    folder, calls = RunFolder(tmp_path), []
+    with trainer.network:
+        timing = timing_of(folder, trainer, lambda: calls.append(1))
+        assert trainer.step == 0 and torch.equal(trainer.network.parameters, untouched.network.parameters)
+        trainer.advance()
+        assert timing_of(folder, trainer, lambda: calls.append(1)) == timing and trainer.step == 1
+    with untouched.network:
+        untouched.advance()
+    assert torch.equal(trainer.network.parameters, untouched.network.parameters)
+    assert torch.equal(trainer.average, untouched.average)
+    assert len(calls) == 2 and timing.seconds_per_step > 0 and (tmp_path / TIMING_FILE).is_file()
+
+
+def test_a_run_plans_by_the_seconds_that_its_folder_holds(tmp_path):
+    """Evaluations that take as long as thirty steps: 48 steps pay for none, so the least that a choice needs is made."""
+    from pistachio.training.budget import TIMING_FILE
+    from support.flow_runs import flow_config, flow_run
+    from pistachio.training.config import EvaluationConfig
+    from pistachio.training.run import RunFolder
+
+    settings = flow_config(num_steps=48, evaluation=EvaluationConfig(num_evaluations=16, timesteps_per_image=8, early_stop=False, budget="seconds"))
+    RunFolder(tmp_path).write_json(TIMING_FILE, {"seconds_per_step": 1.0, "seconds_per_evaluation": 30.0})
+    flow_run(tmp_path, settings, sampler=None)
+    report = RunFolder(tmp_path).report()
+    assert len(report["evaluations"]) == 9 and len(report["t_values"]["held-0"]) == 4
+    assert any("Evaluation is kept near 10 %" in note for note in report["notes"])
+    assert report["seconds"]["evaluations"] > 0 and report["seconds"]["evaluation_share"] > 0
