@@ -5,9 +5,11 @@ Encodes exactly as the stock nodes do. Knows nothing about buckets' sizes beyond
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable
 
 import comfy.model_management
+import comfy.sd1_clip
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def encode(
     check_vae(vae)
     check_clip(clip)
     check_clips(dataset, vae)
-    return encode_dataset(
+    encoded = encode_dataset(
         dataset,
         encode_latent=lambda pixels: encode_picture(vae, pixels),
         encode_text=text_encoder(clip),
@@ -48,6 +50,7 @@ def encode(
         progress=NodeProgress(node_id, unit="pictures and captions"),
         check_interrupted=check_interrupted,
     )
+    return replace(encoded, text_encoders=text_encoder_names(clip))
 
 
 def bucket_step(vae, resolution: int) -> int:
@@ -134,6 +137,13 @@ def text_encoder(clip) -> Callable[[str], list]:
         return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
     return encode_text
+
+
+def text_encoder_names(clip) -> tuple[str, ...]:
+    """Such as ("clip_l", "t5xxl"): the host names the parts of its tokenizers so."""
+    names = [name for name, part in vars(clip.tokenizer).items() if isinstance(part, comfy.sd1_clip.SDTokenizer)]
+    # a lone encoder is called clip_<name>, whatever it is
+    return tuple(sorted(name if name in ("clip_l", "clip_g", "clip_h") else name.removeprefix("clip_") for name in names))
 
 
 def clip_fingerprint(clip) -> str:

@@ -33,6 +33,16 @@ STORE_BYTES = 1 << 30  # latents and conditions kept in memory: a character's wh
 IMAGE_ONLY = frozenset({"QwenImage", "CosmosT2IPredict2", "Anima"})
 
 
+# T5-XXL and UMT5-XXL give captions of one shape, so that only their names tell them apart.
+UMT5 = "umt5xxl"
+UMT5_TOKENIZERS = frozenset({"WanT5Tokenizer"})
+T5_TOKENIZERS = frozenset({"MochiT5Tokenizer", "PixArtTokenizer", "LTXVT5Tokenizer", "CogVideoXT5Tokenizer", "FluxTokenizer", "SD3Tokenizer"})
+
+# Root mean square of the latents in the network's space: each family is scaled to about 1.
+USUAL_SIZE = (0.4, 2.5)
+MEASURED_PICTURES = 16
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Regularization:
     """Ordinary pictures of the class, trained along so that the class stays what it was."""
@@ -209,6 +219,7 @@ def load_items(
     encoded: EncodedDataset, model: HostModel, *, regularization: Regularization | None = None, store_bytes: float = STORE_BYTES
 ) -> tuple[TrainSet, list[CachedItem]]:
     """What to train on and what is held out. PistachioError when a file is gone or the VAE was another model's."""
+    check_text_encoder(encoded, model.base_model.model_config)
     reader = ItemReader(model, store_bytes=store_bytes)
     if encoded.empty_path is not None:
         _present(cache.check_condition, encoded.empty_path, "empty caption")
@@ -234,6 +245,34 @@ def load_items(
     if reader.reads_all:
         _read_all([*train, *held_out, *regular])
     return TrainSet(items=train, regularization=regular, regularization_share=share, caption_dropout=encoded.caption_dropout), held_out
+
+
+def check_text_encoder(encoded: EncodedDataset, model_config) -> None:
+    """A T5 in place of a UMT5, or the other way round, fits every shape and means nothing to the network."""
+    try:
+        target = model_config.clip_target({})
+    except (KeyError, AttributeError, NameError, TypeError):
+        return  # families whose encoder depends on the file
+    wanted = getattr(getattr(target, "tokenizer", None), "__name__", "")
+    given = encoded.text_encoders
+    if given and ((wanted in UMT5_TOKENIZERS and UMT5 not in given) or (wanted in T5_TOKENIZERS and UMT5 in given)):
+        own = "UMT5-XXL" if wanted in UMT5_TOKENIZERS else "T5-XXL"
+        raise PistachioError(
+            f"The captions were encoded with {' and '.join(given)}, and {type(model_config).__name__} was made with {own}. "
+            f"Load {own} with Load CLIP and connect it to Encode Dataset."
+        )
+
+
+def vae_notes(train_set: TrainSet) -> list[str]:
+    """A VAE of another family with as many channels shows in the size of its latents, if the families scale them differently."""
+    pictures = train_set.pictures[:MEASURED_PICTURES]
+    size = sum(item.latents.square().mean().item() for item in pictures) ** 0.5 / len(pictures) ** 0.5
+    if USUAL_SIZE[0] <= size <= USUAL_SIZE[1]:
+        return []
+    return [
+        f"The VAE's latents are {size:.2g} times as large as this model's own usually are. If the VAE belongs to another model, "
+        "connect this model's own to Encode Dataset; with very plain pictures or a special VAE this is no sign of anything."
+    ]
 
 
 def _check_regularization(regular: EncodedDataset, own: EncodedDataset) -> None:

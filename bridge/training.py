@@ -26,7 +26,7 @@ from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
 from .encode import clip_fingerprint
 from .fingerprint import fingerprint
-from .items import CachedItem, Regularization, load_items
+from .items import CachedItem, Regularization, load_items, vae_notes
 from .lora_import import load_start, with_start_hash
 from .model import HostModel, refuse_untrainable
 from .preflight import try_backward
@@ -116,7 +116,7 @@ def train_lora(
                     RunInfo(
                         name=name if is_whole else f"{name}-{part.name}", trigger=pictures.trigger_word, split_id=pictures.split_id, base_model_hash=model_hash,
                         resolution=(pictures.items[0].width, pictures.items[0].height),
-                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=model.notes,
+                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *vae_notes(train_set)),
                         start=start,
                     ),
                     continued_from=part.config()["continued_from"], checkpointing=checkpointing, refit=refit,

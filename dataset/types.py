@@ -139,6 +139,7 @@ class EncodedDataset:
     clip_fingerprint: str
     notes: tuple[str, ...] = ()
     latent_storage: str = "lossless"
+    text_encoders: tuple[str, ...] = ()  # the host's names of those that the CLIP holds; empty: unknown
     caption_dropout: float = 0.0  # share of the training samples that get the empty caption
     empty_path: Path | None = None  # the empty caption's CONDITIONING; there when captions are dropped
 

@@ -326,3 +326,40 @@ def test_what_augmentation_adds_is_part_of_a_runs_identity(sd15, encoded, tmp_pa
     hashes += [_pictures_hash(replace(encoded, **change)) for change in (dict(caption_dropout=0.1), dict(latent_storage="fp8"))]
     assert len(set(hashes)) == len(hashes)
     assert _pictures_hash(replace(encoded, items=(replace(first, latent_shape=(1, 4, 8, 8)), *rest))) == hashes[0]
+
+
+# ---- another family's VAE and text encoder --------------------------------
+
+
+def test_t5_and_umt5_are_told_apart_and_every_familys_own_passes(tiny, host, repository, encoded):
+    import nodes as host_nodes
+    from pistachio.bridge.encode import text_encoder_names
+    from pistachio.bridge.items import check_text_encoder
+    from pistachio.training.errors import PistachioError
+
+    families = {name: tiny(name) for name in ("sd15", "sdxl", "sd3", "flux", "wan21")}
+    names = {name: text_encoder_names(each.clip) for name, each in families.items()}
+    assert names == {
+        "sd15": ("clip_l",), "sdxl": ("clip_g", "clip_l"), "sd3": ("clip_g", "clip_l", "t5xxl"), "flux": ("clip_l", "t5xxl"), "wan21": ("umt5xxl",),
+    }
+    for name, each in families.items():
+        check_text_encoder(replace(encoded, text_encoders=names[name]), each.model.model.model_config)
+        check_text_encoder(encoded, each.model.model.model_config)  # of a cache that does not say
+    with torch.inference_mode():
+        wrong = host_nodes.CLIPLoader().load_clip("tiny_t5xxl.safetensors", "mochi")[0]  # with "wan" the host itself refuses it
+    with pytest.raises(PistachioError, match="encoded with t5xxl, and WAN21_T2V was made with UMT5-XXL"):
+        check_text_encoder(replace(encoded, text_encoders=text_encoder_names(wrong)), families["wan21"].model.model.model_config)
+    with pytest.raises(PistachioError, match="encoded with umt5xxl, and Flux was made with T5-XXL"):
+        check_text_encoder(replace(encoded, text_encoders=names["wan21"]), families["flux"].model.model.model_config)
+
+
+@pytest.mark.parametrize("size, is_noted", [(1.0, False), (0.75, False), (1.4, False), (4.2, True), (0.235, True)])
+def test_latents_of_another_scale_are_noted(model, encoded, size, is_noted):
+    """4.2: Flux's VAE on SD3.5, 0.235: the other way round. 0.75 and 1.4, SD1.5's and SDXL's exchanged, can't be told from plain pictures."""
+    from pistachio.bridge.items import load_items, vae_notes
+    from pistachio.dataset.cache import save_latent
+
+    for item in encoded.items:
+        save_latent(item.latent_path, size / model.base_model.latent_format.scale_factor * torch.randn(1, 4, 8, 8))
+    notes = vae_notes(load_items(encoded, model)[0])
+    assert bool(notes) == is_noted and (not notes or "times as large as this model's own" in notes[0])
