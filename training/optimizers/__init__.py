@@ -49,7 +49,8 @@ class RunOptimizer:
         # Both libraries of schedule-free optimisers switch between the trained and the averaged weights this way.
         self._switches = config.name == "library" and hasattr(self.inner, "train") and hasattr(self.inner, "eval")
         if self._switches:
-            self.inner.train()
+            self._to_trained, self._to_average = self.inner.train, self.inner.eval
+            self._to_trained()
 
     @property
     def averages(self) -> bool:
@@ -82,9 +83,9 @@ class RunOptimizer:
                     target[start : start + p.numel()] = self.inner.averaged(p, group)
             return
         trained = self.network.parameters.clone()
-        self.inner.eval()
+        self._to_average()
         target.copy_(self.network.parameters)
-        self.inner.train()
+        self._to_trained()
         # Back through the same interpolation would be back but for rounding.
         self.network.parameters.copy_(trained)
 
