@@ -20,7 +20,7 @@ from .model import TrainableModel
 
 # Flux's single blocks fuse q, k, v with the MLP in linear1 and the output projections in linear2.
 ATTENTION = re.compile(r"attn|attention|single_blocks\.\d+\.linear[12]$")
-MLP = re.compile(r"(^|[._])(mlp|ff|ffn|feed_forward)([._]|$)")
+MLP = re.compile(r"(^|[._])(mlp[XC]?|ff|ffn|feed_forward)([._]|$)|\.block\.layer[12]$")  # AuraFlow's mlpX and mlpC; Cosmos 1's unnamed one
 MODULATION = re.compile(r"modulation|adaln|(^|[._])mod([._]|$)", re.IGNORECASE)
 NEAR_CANDIDATES = 5
 
@@ -69,7 +69,8 @@ def select_targets(model: TrainableModel, config: AdapterConfig) -> list[Target]
 def _preset(name: str, model: TrainableModel):
     """(path, is convolution) -> whether the preset holds the layer."""
     if name == "attention":
-        return lambda path, is_conv: not is_conv and bool(ATTENTION.search(path))
+        # Cosmos Predict2 names its modulations after the attention they feed.
+        return lambda path, is_conv: not is_conv and bool(ATTENTION.search(path)) and not MODULATION.search(path)
     if name == "attention+mlp":
         blocks = tuple(f"{path}." for path, _ in model.blocks())
 

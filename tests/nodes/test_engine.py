@@ -67,6 +67,24 @@ def test_a_batch_is_its_pictures_and_accumulation_is_the_larger_batch(prepared):
         assert relative(prepared.gradient(network, [0], [1]), prepared.plain_gradient) < 1e-4
 
 
+def test_the_target_presets_find_the_attention_and_the_mlp_of_every_block(prepared):
+    from pistachio.training.config import AdapterConfig
+    from pistachio.training.targets import select_targets
+
+    attention, with_mlp, linear, conv = (
+        {target.path for target in select_targets(prepared.model, AdapterConfig(targets=preset))}
+        for preset in ("attention", "attention+mlp", "all-linear", "all-linear+conv")
+    )
+    assert attention < linear <= conv and with_mlp < linear
+    for name, block in prepared.model.blocks():
+        inside = {path for path in linear if path.startswith(f"{name}.")}
+        if type(block).__name__ == "ResBlock" or not inside:
+            continue
+        assert attention & inside
+        assert with_mlp & inside > attention & inside or name.startswith("single_blocks")  # Flux's single blocks fuse the two
+        assert not [path for path in (attention | with_mlp) & inside if "mod" in path.lower().removeprefix(name)]
+
+
 def test_a_batch_costs_its_size(prepared):
     """The network sees B samples for a batch of B, where crossing every caption with every picture would make B x B."""
     seen = []
