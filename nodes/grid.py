@@ -41,7 +41,7 @@ class CheckpointGrid(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The labelled grid; the chosen checkpoint is framed."),
-                io.String.Output("steps", display_name="steps", tooltip="The steps that were drawn, left to right. Any of them can be written on Select Checkpoint."),
+                io.String.Output("drawn_steps", display_name="steps", tooltip="The steps that were drawn, left to right. Any of them can be written on Select Checkpoint."),
             ],
             hidden=[io.Hidden.unique_id],
         )
