@@ -90,9 +90,6 @@ def train_lora(
         sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
         # Text encoders and VAE leave the device first: beside them the model might be loaded in part only.
         comfy.model_management.unload_all_models()
-        for text in check_encoded(encoded, num_steps=config.num_steps):
-            log.info("%s", text)
-            log_row({"kind": "note", "step": 0, "text": text})
         model = HostModel(patcher, precision=config.precision) if clip is None else TextTrainedModel(patcher, clip, precision=config.precision)
         model.unload_others()
         start = load_start(model.base_model, config.adapter)
@@ -109,6 +106,9 @@ def train_lora(
             is_whole = part is folder  # and not one fold of it
             with model.training():
                 _try_forward(model, train_set[0])
+                for text in check_encoded(pictures, num_steps=settings.num_steps) if is_whole else ():
+                    log.info("%s", text)
+                    log_row({"kind": "note", "step": 0, "text": text})
                 if model.notes:
                     try_backward(model, train_set[0], config, checkpointing=checkpointing)
                 train(
