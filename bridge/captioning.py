@@ -1,22 +1,20 @@
 """JoyCaption inside ComfyUI: which device, where its files lie, and whose memory it takes.
 
-Owns nothing of how captions are made. The socket carries settings only: the model lives from the
-first picture that needs a caption to the last.
+Owns nothing of how captions are made. The socket carries settings until the first picture needs a caption; after the
+last one the model is freed, or stays with ComfyUI's other models until the room is needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
+from typing import Callable
 
-import comfy.model_management
-from PIL import Image
-
-from ..dataset.joycaption.captioner import Captioner, LazyJoyCaptioner, caption_dataset
-from ..dataset.joycaption.model import Generated
+from ..dataset.joycaption.captioner import LazyJoyCaptioner, caption_dataset
 from ..dataset.joycaption.prompts import ALPHA_TWO, BETA_ONE, CaptionRequest
 from ..dataset.types import Dataset
+from .captioner_memory import HostResidence
 from .folders import captioners_folder
 from .progress import NodeProgress, check_interrupted
 
@@ -26,69 +24,63 @@ REPOSITORIES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class JoyCaptionChoice:
-    """What the PISTACHIO_CAPTIONER socket carries."""
+    """What the PISTACHIO_CAPTIONER socket carries. A model that is to stay loaded lives here, and goes when the host drops the node's output."""
 
     version: str  # a key of REPOSITORIES
     precision: str
     folder: Path | None = None  # None: found in, or downloaded to, the captioners' folder
+    _captioner: LazyJoyCaptioner | None = field(default=None, repr=False, compare=False)
 
     def captioner(self, progress: NodeProgress) -> LazyJoyCaptioner:
-        return LazyJoyCaptioner(
-            folder_or_repo=self.folder or REPOSITORIES[self.version],
-            precision=self.precision,
-            device=comfy.model_management.get_torch_device(),
-            models_folder=captioners_folder(),
-            version=self.version,
-            progress=lambda done, total: progress.text(f"Downloading JoyCaption: {done / 1e9:.1f} of {total / 1e9:.1f} GB"),
-            before_load=make_room,
-        )
+        if self._captioner is None:
+            residence = HostResidence()
+            self._captioner = LazyJoyCaptioner(
+                folder_or_repo=self.folder or REPOSITORIES[self.version], precision=self.precision, device=residence.device,
+                models_folder=captioners_folder(), version=self.version, check_interrupted=check_interrupted, residence=residence,
+            )
+        # of the node that runs now
+        self._captioner.progress = lambda done, total: progress.text(f"Downloading JoyCaption: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+        return self._captioner
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WithAffixes:
-    """A captioner whose every caption begins and ends with fixed words."""
+class CaptionProgress:
+    """The node's bar and the time left, from the speed of this job alone: loading the model is not counted in."""
 
-    captioner: Captioner
-    prefix: str
-    suffix: str
+    def __init__(self, show: NodeProgress, *, clock: Callable[[], float] = time.monotonic):
+        self.show, self.clock = show, clock
+        self.first: tuple[float, int] | None = None
 
-    @property
-    def kind(self) -> str:
-        return self.captioner.kind
+    def __call__(self, done: int, total: int) -> None:
+        self.show(done, total)
+        now = self.clock()
+        words = f"{done} of {total} pictures captioned"
+        if self.first is None:
+            self.first = (now, done)
+        elif done < total:
+            seconds_each = (now - self.first[0]) / (done - self.first[1])
+            words += f", about {time_words(seconds_each * (total - done))} left"
+        self.show.text(words)
 
-    @property
-    def is_loaded(self) -> bool:
-        return self.captioner.is_loaded
 
-    def generate(self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None) -> list[Generated]:
-        results = self.captioner.generate(images, request, seed=seed)
-        # An empty answer stays empty: it is a failure, which affixes would hide.
-        return [replace(r, text=joined(self.prefix, r.text, self.suffix)) if r.text else r for r in results]
-
-    def free(self) -> None:
-        self.captioner.free()
+def time_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def caption(
     dataset: Dataset, choice: JoyCaptionChoice, request: CaptionRequest,
     *, prefix: str, suffix: str, batch_size: int, overwrite: bool, trigger_word: str, node_id: str,
+    overwrite_edited: bool = False, free_after: bool = True,
 ) -> Dataset:
-    progress = NodeProgress(node_id, unit="pictures captioned")
-    try:
-        return caption_dataset(
-            dataset, WithAffixes(captioner=choice.captioner(progress), prefix=prefix, suffix=suffix), request,
-            batch_size=batch_size, overwrite=overwrite, trigger_word=trigger_word, progress=progress, check_interrupted=check_interrupted,
-        )
-    finally:
-        comfy.model_management.soft_empty_cache()
-
-
-def make_room() -> None:
-    """JoyCaption is not one of the host's models, so the host can't make room for it by itself."""
-    comfy.model_management.unload_all_models()
-    comfy.model_management.soft_empty_cache()
+    progress = NodeProgress(node_id)
+    return caption_dataset(
+        dataset, choice.captioner(progress), request, finish=lambda text: joined(prefix, text, suffix),
+        batch_size=batch_size, overwrite=overwrite, overwrite_edited=overwrite_edited, trigger_word=trigger_word, free_after=free_after,
+        progress=CaptionProgress(progress), check_interrupted=check_interrupted,
+    )
 
 
 def joined(*parts: str) -> str:

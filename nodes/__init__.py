@@ -13,6 +13,7 @@ from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
 from .timesteps import TimestepPlot
 from .train import TrainLora
+from .trigger import CheckTrigger
 
 NODES: list[type[io.ComfyNode]] = [
     LoadImageFolder,
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     CaptionDataset,
     CaptionRulesNode,
     CaptionHistoryNode,
+    CheckTrigger,
     SplitDataset,
     CheckDataset,
     EncodeDataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bridge import captioning, folders
-from ..dataset.joycaption.model import DTYPES
+from ..dataset.joycaption.model import PRECISIONS
 from ..dataset.joycaption.prompts import CAPTION_TYPES, CHARACTER_OPTIONS, EXTRA_OPTIONS, KINDS, LENGTHS, NAME_OPTION, CaptionRequest
 from .schema import ADVANCED, Captioner, CaptionOptions, Dataset, default, problem, schema
 from .shown import shown
@@ -28,11 +28,11 @@ class LoadJoyCaption(io.ComfyNode):
             node_id="PistachioLoadJoyCaption",
             display_name="Load JoyCaption",
             category="Pistachio/caption",
-            description="Chooses the captioner. It is downloaded (about 17 GB) and loaded only when a picture needs a caption, and freed afterwards.",
+            description="Chooses the captioner. It is downloaded (about 17 GB) and loaded only when a picture needs a caption. Other models make room for it, and it for them.",
             search_aliases=["captioner", "caption model", "joy caption", "llava"],
             inputs=[
                 io.Combo.Input("model", options=list(KINDS), default=KINDS[0], optional=True, tooltip="beta-one is the newer and better one. alpha-two knows fewer caption types and options."),
-                io.Combo.Input("precision", options=list(DTYPES), default="bf16", optional=True, tooltip="bf16 needs about 17 GB of GPU memory, fp32 twice as much. A quantised folder keeps its own precision."),
+                io.Combo.Input("precision", options=list(PRECISIONS), default="bf16", optional=True, tooltip="bf16 needs about 17 GB of GPU memory, int8 10, nf4 7 (both made from the bf16 files while loading; they need the package bitsandbytes), fp32 34. A quantised folder keeps its own precision."),
                 io.String.Input(
                     "local_folder", default="", optional=True, placeholder="empty: models/LLM, or download",
                     tooltip="A JoyCaption folder that you already have: its name in models/LLM, or its path. Works for quantised ones (nf4, fp8) too. Empty: models/LLM is searched, then Hugging Face asked.",
@@ -112,11 +112,13 @@ class CaptionDataset(io.ComfyNode):
                     tooltip="Your own question to JoyCaption. It replaces type, length, name and options.", **ADVANCED,
                 ),
                 io.Int.Input("batch_size", default=8, optional=True, min=1, max=64, tooltip="Pictures at a time. 8 is fast on 32 GB; 2 to 4 on 24 GB. It is halved when the GPU's memory is too small.", **ADVANCED),
-                io.Int.Input("max_new_tokens", default=300, optional=True, min=16, max=2048, tooltip="Longest caption in tokens, about 1.3 a word. A caption that is cut off is not saved.", **ADVANCED),
+                io.Int.Input("max_new_tokens", default=300, optional=True, min=16, max=2048, tooltip="Longest caption in tokens, about 1.3 a word. A caption that is cut off is tried once more, and not saved if it is cut off again.", **ADVANCED),
                 io.Float.Input("temperature", default=0.6, optional=True, min=0.0, max=2.0, step=0.05, tooltip="0 always gives the likeliest words; 0.6 is usual.", **ADVANCED),
                 io.Float.Input("top_p", default=0.9, optional=True, min=0.05, max=1.0, step=0.05, tooltip="Only the likeliest words that together have this probability are drawn from.", **ADVANCED),
                 io.Int.Input("seed", default=0, optional=True, min=0, max=2**53 - 1, control_after_generate=False, tooltip="Another seed gives other captions.", **ADVANCED),
                 io.Boolean.Input("overwrite", default=False, optional=True, tooltip="On: caption every picture anew and replace its caption file. Off: captions that are there are kept."),
+                io.Boolean.Input("overwrite_edited", default=False, optional=True, tooltip="With overwrite: replace also captions that were changed by hand since they were written here. The old text stays in the folder's history.", **ADVANCED),
+                io.Boolean.Input("free_after", default=True, optional=True, tooltip="On: give the captioner's memory back after the last picture. Off: it stays loaded for the next captions until another model needs the room.", **ADVANCED),
             ],
             outputs=[
                 Dataset.Output("captioned", display_name="dataset", tooltip="The pictures with their captions."),
@@ -129,6 +131,7 @@ class CaptionDataset(io.ComfyNode):
     def execute(
         cls, dataset, captioner, options=CHARACTER_OPTIONS, trigger_word="", caption_type="Straightforward", caption_length="medium-length",
         name="", prefix="", suffix="", custom_prompt="", batch_size=8, max_new_tokens=300, temperature=0.6, top_p=0.9, seed=0, overwrite=False,
+        overwrite_edited=False, free_after=True,
     ) -> io.NodeOutput:
         request = CaptionRequest(
             caption_type=caption_type, length=caption_length, options=options, name=name, custom_prompt=custom_prompt,
@@ -136,7 +139,7 @@ class CaptionDataset(io.ComfyNode):
         )
         result = captioning.caption(
             dataset, captioner, request, prefix=prefix, suffix=suffix, batch_size=batch_size, overwrite=overwrite,
-            trigger_word=trigger_word, node_id=cls.hidden.unique_id,
+            overwrite_edited=overwrite_edited, free_after=free_after, trigger_word=trigger_word, node_id=cls.hidden.unique_id,
         )
         captions = "\n".join(f"{picture.relative_path}: {picture.caption or ''}" for picture in result.pictures)
         # What the folder said is on Load Image Folder already.

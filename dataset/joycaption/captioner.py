@@ -22,8 +22,8 @@ from ..caption_history import CaptionHistory
 from ..captions import read_caption, with_trigger
 from ..files import atomic_write_text
 from ..folder import name_list, plural
-from ..images import read_rgb
 from ..types import Dataset, Picture
+from ..versions import first_frame
 from .glitches import Glitch, asks_for_no_meta, find_glitch, meta_phrase, one_line
 from .lazy import Captioner, LazyJoyCaptioner
 from .model import Generated
@@ -61,6 +61,7 @@ def caption_dataset(
     overwrite_edited: bool = False,
     trigger_word: str = "",
     free_after: bool = True,
+    finish: Callable[[str], str] = lambda text: text,  # a good answer -> the caption: fixed words around it
     progress: Callable[[int, int], None] = lambda done, total: None,  # pictures
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Dataset:
@@ -104,8 +105,8 @@ def caption_dataset(
             check_interrupted()
             notes.extend(prompt_notes(request, captioner.kind))
             job = _Job(
-                dataset=dataset, history=history, captioner=captioner, request=request, trigger=trigger, captions=captions, outcome=outcome, notes=notes,
-                progress=progress, check_interrupted=check_interrupted,
+                dataset=dataset, history=history, captioner=captioner, request=request, trigger=trigger, finish=finish, captions=captions,
+                outcome=outcome, notes=notes, progress=progress, check_interrupted=check_interrupted,
             )
             job.run(list(waiting.values()), batch_size)
     finally:
@@ -164,6 +165,7 @@ class _Job:
     captioner: Captioner
     request: CaptionRequest
     trigger: str
+    finish: Callable[[str], str]
     captions: dict[Path, str | None]
     outcome: _Outcome
     notes: list[str]
@@ -204,7 +206,7 @@ class _Job:
 
     def _ready(self, picture: Picture) -> Image.Image | PistachioError:
         try:
-            return self.captioner.prepare(read_rgb(picture.path))
+            return self.captioner.prepare(first_frame(picture))
         except PistachioError as error:
             return error
 
@@ -251,7 +253,7 @@ class _Job:
                 self.captions[path] = there
                 self.outcome.kept_meanwhile.append(name)
                 continue
-            self.captions[path] = texts[path] = caption = with_trigger(text, self.trigger)
+            self.captions[path] = texts[path] = caption = with_trigger(self.finish(text), self.trigger)
             changes[name] = ReviewEntry(reason=glitch.reason, caption=caption) if glitch else None
             if glitch:
                 self.outcome.marks[name] = glitch.reason

@@ -51,8 +51,8 @@ class Residence(Protocol):
     def admit(self, captioner: JoyCaptioner) -> None:
         """Just loaded, on `loading_device`."""
 
-    def enter(self, captioner: JoyCaptioner, working_bytes: int) -> bool:
-        """Before each batch: put the model on its device, with room to work. False: it was taken back and must be loaded anew."""
+    def enter(self, working_bytes: int) -> None:
+        """Before each batch: put the model on its device, with room to work."""
 
     def leave(self) -> None:
         """The model was freed."""
@@ -73,8 +73,8 @@ class OwnDevice:
     def admit(self, captioner: JoyCaptioner) -> None:
         pass
 
-    def enter(self, captioner: JoyCaptioner, working_bytes: int) -> bool:
-        return True
+    def enter(self, working_bytes: int) -> None:
+        pass
 
     def leave(self) -> None:
         pass
@@ -96,34 +96,28 @@ class LazyJoyCaptioner:
 
     @property
     def is_loaded(self) -> bool:
-        return self._loaded is not None
+        return self._loaded is not None and not self._loaded.is_freed
 
     @property
     def kind(self) -> str:
         return self._load().kind
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        loaded = self._loaded  # not `_load`: this runs on other threads, and the host may have taken the model back
+        loaded = self._loaded  # not `_load`: this runs on other threads
         return image if loaded is None else loaded.prepare(image)
 
     def generate(
         self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None, check_interrupted: Callable[[], None] | None = None
     ) -> list[Generated]:
         captioner = self._load()
-        if not self._place().enter(captioner, captioner.working_bytes(len(images), request)):
-            self._drop()
-            captioner = self._load()
-            self._place().enter(captioner, captioner.working_bytes(len(images), request))
+        self._place().enter(captioner.working_bytes(len(images), request))
         return captioner.generate(images, request, seed=seed, check_interrupted=check_interrupted)
 
     def free(self) -> None:
         if self._loaded is not None:
-            self._drop()
+            self._loaded.free()
+            self._loaded = None
             self._place().leave()
-
-    def _drop(self) -> None:
-        self._loaded.free()
-        self._loaded = None
 
     def _place(self) -> Residence:
         if self.residence is None:
@@ -131,7 +125,7 @@ class LazyJoyCaptioner:
         return self.residence
 
     def _load(self) -> JoyCaptioner:
-        if self._loaded is None:
+        if not self.is_loaded:  # or the residence took it back
             place = self._place()
             quantized = self.precision in QUANTIZED
             device = place.loading_device(quantized=quantized)
@@ -141,7 +135,6 @@ class LazyJoyCaptioner:
                 self.folder_or_repo, models_folder=self.models_folder, progress=self.progress, check_interrupted=self.check_interrupted,
             )
             place.before_load(int(weights_bytes(folder) * NEEDED_BYTES.get(self.precision, STORED_BYTES) / STORED_BYTES))
-            kind = self.version
-            self._loaded = load_joycaption(folder, precision=self.precision, device=device, kind=kind)
+            self._loaded = load_joycaption(folder, precision=self.precision, device=device, kind=self.version)
             place.admit(self._loaded)
         return self._loaded

@@ -165,6 +165,10 @@ class JoyCaptioner:
         pads = (tokenizer.pad_token_id, self._base_generation.pad_token_id, config.pad_token_id if hasattr(config, "pad_token_id") else None)
         self.pad_token_id = next((p for p in pads if p is not None and p != self.image_token_id), min(self.eos_token_ids))
 
+    @property
+    def is_freed(self) -> bool:
+        return self.model is None
+
     def caption(self, images: Sequence[Image.Image], request: CaptionRequest | Sequence[CaptionRequest], *, seed: int | None = None) -> list[str]:
         """One caption a picture, without trigger word; `seed` replaces the request's."""
         return [item.text for item in self.generate(images, request, seed=seed)]

@@ -6,6 +6,7 @@ The vision tower and the projector are never quantised: captions suffer, and 4-b
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ def quantization_config(precision: str, device: str | torch.device) -> Any:
     from transformers import BitsAndBytesConfig
 
     if precision == "int8":
+        # it says for every layer of every token that int8 products are taken in float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NOT_QUANTIZED))
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,

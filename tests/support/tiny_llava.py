@@ -21,6 +21,7 @@ CHAT_TEMPLATE = (
     "{{- message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
+END_GAIN = 2.2  # on the weights of the end tokens: the less, the longer are the answers
 # names in the published files, where transformers 5 has its own
 _PUBLISHED_PREFIXES = (
     ("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
@@ -48,7 +49,7 @@ def train_tokenizer(texts: list[str]):
     )
 
 
-def write_joycaption(folder: Path, texts: list[str], *, seed: int = 0, picture_in_template: bool = True) -> Path:
+def write_joycaption(folder: Path, texts: list[str], *, seed: int = 0, picture_in_template: bool = True, end_gain: float = END_GAIN) -> Path:
     """Save model, tokenizer and configs to `folder`; weights in two shards, keys as in the published files."""
     from safetensors.torch import load_file, save_file
     from transformers import GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
@@ -74,7 +75,7 @@ def write_joycaption(folder: Path, texts: list[str], *, seed: int = 0, picture_i
     with torch.no_grad():
         for parameter in model.parameters():  # large enough that answers differ by picture, and ends are reached
             parameter.normal_(0, 0.35) if parameter.dim() > 1 else parameter.fill_(1.0)
-        model.get_output_embeddings().weight[ends] *= 2.2
+        model.get_output_embeddings().weight[ends] *= end_gain
     # the published file samples by itself: greedy must still be greedy
     model.generation_config = GenerationConfig(
         bos_token_id=ids["<|begin_of_text|>"], eos_token_id=ends, do_sample=True, temperature=0.6, top_p=0.9
@@ -82,6 +83,8 @@ def write_joycaption(folder: Path, texts: list[str], *, seed: int = 0, picture_i
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())  # the published class name, which transformers 4 knows too
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     weights = {_published(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     (folder / "model.safetensors").unlink()
     names, weight_map = sorted(weights), {}
