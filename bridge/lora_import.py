@@ -18,8 +18,9 @@ from ..training.adapters.start import AdapterStart, Place, read_start
 from ..training.config import AdapterConfig
 from ..training.errors import PistachioError
 from .lora import read_safetensors
+from .model import HostModel
 
-PREFIX, SUFFIX = "diffusion_model.", ".weight"
+PREFIX, TEXT_PREFIX, SUFFIX = "diffusion_model.", "text_encoders.", ".weight"
 # What trainers write before a name that the host maps without it, and what then stands in its place.
 WRAPPERS = (
     ("base_model.model.", ""), ("unet.base_model.model.", ""), ("transformer.base_model.model.", "transformer."), ("model.diffusion_model.", PREFIX),
@@ -39,8 +40,8 @@ def with_start_hash(config: AdapterConfig) -> AdapterConfig:
     return replace(config, start_from_hash=digest.hexdigest()[:16])
 
 
-def load_start(base_model, config: AdapterConfig) -> AdapterStart | None:
-    """None when the run starts from nothing. `base_model`: the host's, whose layers the names mean."""
+def load_start(model: HostModel, config: AdapterConfig) -> AdapterStart | None:
+    """None when the run starts from nothing. A file's text encoders are left out unless `model` trains them too."""
     if not config.start_from:
         return None
     file = start_file(config.start_from)
@@ -50,8 +51,18 @@ def load_start(base_model, config: AdapterConfig) -> AdapterStart | None:
         if type(error).__name__ != "SafetensorError":
             raise
         raise PistachioError(f"'{file.name}' can't be read as safetensors ({error}). Choose another file to start from in Adapter Settings.") from error
-    key_map = comfy.lora.model_lora_keys_unet(base_model, {})
-    return read_start(file.name, comfy.lora_convert.convert_lora(tensors), lambda name: place_of(name, key_map), kind=config.kind)
+    key_map = comfy.lora.model_lora_keys_unet(model.base_model, {})
+    clip = getattr(model, "clip", None)
+    if clip is not None:
+        text_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+        key_map |= {name: TEXT_PREFIX + key for name, key in text_map.items()}
+
+    def place(name: str) -> Place | None:
+        found = place_of(name, key_map)
+        # Where text encoders are trained too, both stand under their prefix in the network.
+        return replace(found, path=found.path.removeprefix(model.key_prefix)) if found else None
+
+    return read_start(file.name, comfy.lora_convert.convert_lora(tensors), place, kind=config.kind, text_encoders=clip is not None)
 
 
 def start_file(name: str) -> Path:
@@ -74,12 +85,12 @@ def start_file(name: str) -> Path:
 
 
 def place_of(name: str, key_map: dict) -> Place | None:
-    """The layer that the host would patch for this name; a part of one where it keeps q, k and v fused."""
+    """The layer, under its prefix, that the host would patch for this name; a part of one where it keeps q, k and v fused."""
     candidates = [name, *(put + name.removeprefix(wrapper) for wrapper, put in WRAPPERS if name.startswith(wrapper))]
     target = next((key_map[candidate] for candidate in candidates if candidate in key_map), None)
     if target is None:
         return None
     key, offset, reorder = (target, None, None) if isinstance(target, str) else (*target, None, None)[:3]
-    if not (key.startswith(PREFIX) and key.endswith(SUFFIX)) or (offset is not None and offset[0] != 0):
+    if not (key.startswith((PREFIX, TEXT_PREFIX)) and key.endswith(SUFFIX)) or (offset is not None and offset[0] != 0):
         return None
-    return Place(path=key[len(PREFIX) : -len(SUFFIX)], rows=None if offset is None else tuple(offset[1:]), reorder=reorder)
+    return Place(path=key.removesuffix(SUFFIX), rows=None if offset is None else tuple(offset[1:]), reorder=reorder)

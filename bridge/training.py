@@ -92,7 +92,7 @@ def train_lora(
         comfy.model_management.unload_all_models()
         model = HostModel(patcher, precision=config.precision) if clip is None else TextTrainedModel(patcher, clip, precision=config.precision)
         model.unload_others()
-        start = load_start(model.base_model, config.adapter)
+        start = load_start(model, config.adapter)
         checkpointing = _use_checkpointing(config, model)
         loggers = WandbLogger(logging_config, folder.path, name, to_dict(config)), TensorBoardLogger(logging_config, folder.path)
 

@@ -134,7 +134,7 @@ def test_a_start_is_the_file_as_the_stock_loader_applies_it(host, prepared, nami
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors | {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}, folder / f"{prepared.tiny.family}.safetensors")
     config = with_start_hash(AdapterConfig(rank=6, alpha=4, targets=prepared.targets, start_from=f"start/{prepared.tiny.family}.safetensors"))
-    start = load_start(prepared.model.base_model, config)
+    start = load_start(prepared.model, config)
     with prepared.model.training(), torch.no_grad(), AdaptedNetwork(prepared.model, config, seed=0, start=start) as network:
         started = prepared.predict()
         with network.disabled():
@@ -146,6 +146,38 @@ def test_a_start_is_the_file_as_the_stock_loader_applies_it(host, prepared, nami
     assert num_patched == len(start.layers)
     assert relative(started, base) > 1e-3
     assert relative(started, stock) < 1e-4
+
+
+def test_where_the_text_encoder_is_trained_its_part_of_the_file_is_the_start_too(host, tiny):
+    from pistachio.bridge.lora_import import load_start
+    from pistachio.bridge.text_encoder import TextTrainedModel
+    from pistachio.training.adapted import AdaptedNetwork
+    from pistachio.training.config import AdapterConfig
+    from safetensors.torch import save_file
+
+    sd15 = tiny("sd15")
+    names = {
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q": ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", 320, 320),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1": ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", 64, 768),
+    }
+    tensors, deltas = {}, {}
+    for name, (path, rows, columns) in names.items():
+        down, up = pair(rows, columns, 2, 0)
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(3.0)}
+        deltas[path] = 1.5 * up @ down
+    file = host.models / "loras" / "text.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, file)
+    with torch.inference_mode():
+        model = TextTrainedModel(sd15.model, sd15.clip, precision="fp32")
+    config = AdapterConfig(rank=4, targets="all-linear", start_from="text.safetensors")
+    start = load_start(model, config)
+    with model.training(), torch.no_grad():
+        adapters = AdaptedNetwork(model, config, seed=0, start=start).adapters
+        for path, delta in deltas.items():
+            adapter = adapters[path]
+            assert relative(adapter.scale * adapter.tensors["lora_B"] @ adapter.tensors["lora_A"], delta) < 1e-5
+    assert not start.notes
 
 
 def test_the_files_content_is_part_of_the_runs_identity(host):
@@ -166,7 +198,7 @@ def test_the_files_content_is_part_of_the_runs_identity(host):
             with_start_hash(AdapterConfig(start_from=name))
 
 
-def test_a_broken_file_is_named(host, tiny):
+def test_a_broken_file_is_named(host, prepared):
     from pistachio.bridge.lora_import import load_start
     from pistachio.training.config import AdapterConfig
     from pistachio.training.errors import PistachioError
@@ -175,7 +207,7 @@ def test_a_broken_file_is_named(host, tiny):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"no safetensors")
     with pytest.raises(PistachioError, match="'broken.safetensors' can't be read"):
-        load_start(tiny("wan21").model.model, AdapterConfig(start_from="broken.safetensors"))
+        load_start(prepared.model, AdapterConfig(start_from="broken.safetensors"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

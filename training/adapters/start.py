@@ -59,12 +59,17 @@ class Place:
     reorder: Callable[[Tensor], Tensor] | None = None  # of the output rows
 
 
-def read_start(name: str, tensors: Mapping[str, Tensor], place_of: Callable[[str], Place | None], *, kind: str) -> AdapterStart:
-    """`tensors`: the file's content. Raises PistachioError for what this kind of adapter can't start from."""
+def read_start(
+    name: str, tensors: Mapping[str, Tensor], place_of: Callable[[str], Place | None], *, kind: str, text_encoders: bool = False
+) -> AdapterStart:
+    """`tensors`: the file's content; `text_encoders`: whether they are trained too, or left out.
+
+    Raises PistachioError for what this kind of adapter can't start from.
+    """
     named: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unknown, num_text = [], 0
     for key, tensor in tensors.items():
-        if key.startswith(TEXT_ENCODER):
+        if key.startswith(TEXT_ENCODER) and not text_encoders:
             num_text += 1
             continue
         ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
