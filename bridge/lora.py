@@ -48,6 +48,8 @@ def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
             "pistachio.state": report["state"], "pistachio.verdict": report["verdict"],
             "pistachio.tied_range": json.dumps(report["tied_range"]),
         }
+        if report.get("refit"):  # the state is that of the runs which chose the step, and this file was never measured
+            metadata["pistachio.refit"] = json.dumps(report["refit"])
     target = _free_target(loras_folder(), check_run_name(name or run.name).removesuffix(".safetensors"), metadata[RUN_ID])
     if not _holds(target, tensors, metadata):  # else the host would take it for a new file, and generate everything again
         atomic_write_bytes(target, save(tensors, metadata=metadata))

@@ -18,7 +18,7 @@ from ..dataset.quality_checks import check_encoded
 from ..dataset.types import EncodedDataset, EncodedItem
 from ..training.config import LoggingConfig, TrainConfig, to_dict
 from ..training.errors import PistachioError, RunConflictError
-from ..training.folds import FOLDS_FOLDER, Refit, needs_folds
+from ..training.folds import FOLDS_FOLDER, Refit, needs_folds, refit_of
 from ..training.logging_tensorboard import TensorBoardLogger
 from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
@@ -217,6 +217,7 @@ def _extended(config: TrainConfig, folder: RunFolder) -> TrainConfig:
 
 def _check_same(source: RunFolder, config: TrainConfig, pictures: str, model_hash: str) -> None:
     """Settings, pictures and model must be those of `source`, but for the refit."""
+    refit_of(source)  # refuses a run that has chosen nothing, before anything is written
     plain = replace(config, evaluation=replace(config.evaluation, refit=False))
     changed = _differences(source.config(), {"settings": to_dict(plain), "pictures": pictures, "base_model": model_hash})
     if changed:
