@@ -226,6 +226,37 @@ def test_latents_and_conditions_are_those_of_the_stock_nodes(tiny, dataset, fami
     assert not torch.equal(prior, condition[0][0].cpu())
 
 
+def test_augmentation_settings_offer_every_field_at_its_default(host):
+    from dataclasses import fields
+
+    from pistachio.dataset.augmentation import Augmentation
+    from pistachio.nodes import AugmentationSettings
+
+    inputs = {entry.id: entry.default for entry in AugmentationSettings.GET_SCHEMA().inputs}
+    assert set(inputs) == {field.name for field in fields(Augmentation)}
+    assert AugmentationSettings.execute(**inputs).args[0] == Augmentation() == AugmentationSettings.execute().args[0]
+    made = AugmentationSettings.execute(more_resolutions="512, 768", repeats="a* = 2", flip=True).args[0]
+    assert made == Augmentation(more_resolutions=(512, 768), repeats=(("a*", 2),), flip=True)
+
+
+def test_augmentation_is_encoded_and_said(tiny, dataset, folder):
+    from pistachio.dataset.augmentation import Augmentation
+    from pistachio.dataset.folder import load_folder
+
+    loaded = tiny("sd15")
+    plain = encode(loaded, dataset, trigger_word="zwx", resolution=64)
+    assert encode(loaded, dataset, trigger_word="zwx", resolution=64, augmentation=Augmentation()).args[0] == plain.args[0]
+    (folder / "picture-01.2.txt").write_text("another caption")
+    augmentation = Augmentation(flip=True, caption_dropout=0.1, repeats=(("*", 3),))
+    output = encode(loaded, load_folder(folder), trigger_word="zwx", resolution=64, augmentation=augmentation, latent_storage="bf16")
+    encoded = output.args[0]
+    assert all(len(item.more_latents) == 1 and item.repeats == 3 for item in encoded.train) and encoded.empty_path.exists()
+    assert all(not item.more_latents and not item.more_captions for item in encoded.held_out)
+    captions = sum(len(item.captions) for item in encoded.train)
+    words = str(output.ui.as_dict() if hasattr(output.ui, "as_dict") else output.ui)
+    assert f"Trained as 8 crops and {captions} captions; a round has 12 turns; 10% of the samples get the empty caption." in words
+
+
 def test_the_same_pictures_are_not_encoded_twice(tiny, dataset):
     loaded = tiny("sd15")
     first = encode(loaded, dataset, trigger_word="zwx", resolution=64).args[0]
