@@ -17,6 +17,7 @@ import comfy.model_sampling
 import comfy.sample
 import comfy.sd1_clip
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ..dataset.trigger_words import Collisions, find_collisions, neighbours, pronounceable_words, touches_captions
@@ -31,6 +32,7 @@ FEW_TOKENS, MANY_TOKENS = 4, 6  # of one tokenizer: a suggestion has no more tha
 RARE_SHARE = 0.9  # of a vocabulary: a word behind it was seen seldom
 COMMON_SHARE = 0.3
 TRIGGER_PLACEHOLDER = "[trigger]"
+NOTHING_DRAWN = ExecutionBlocker(None)  # what waits for pictures is left out, without an error
 _MARKS = ("</w>", "▁", "Ġ", "##")
 
 

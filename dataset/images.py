@@ -30,18 +30,28 @@ UNSUPPORTED_EXTENSIONS = frozenset({".heic", ".heif", ".jxl", ".psd", ".svg", ".
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error)
 
 _strict_lock = threading.Lock()
+_strict_users, _strict_before = 0, False
 
 
 @contextmanager
 def _strict_decoding():
-    """Hosts and packs switch LOAD_TRUNCATED_IMAGES on globally; a half-grey picture must not be trained on."""
+    """Hosts and packs switch LOAD_TRUNCATED_IMAGES on globally; a half-grey picture must not be trained on.
+
+    Threads may decode at once: the last one out puts the setting back.
+    """
+    global _strict_users, _strict_before
     with _strict_lock:
-        before = ImageFile.LOAD_TRUNCATED_IMAGES
+        if _strict_users == 0:
+            _strict_before = ImageFile.LOAD_TRUNCATED_IMAGES
+        _strict_users += 1
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+    try:
+        yield
+    finally:
+        with _strict_lock:
+            _strict_users -= 1
+            if _strict_users == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _strict_before
 
 
 def read_rgb(path: Path) -> Image.Image:

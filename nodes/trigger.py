@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 
 from ..bridge import trigger
@@ -59,7 +58,7 @@ class CheckTrigger(io.ComfyNode):
         if dataset is not None:
             captions = [text for picture in dataset.pictures for text in (picture.caption, *picture.more_captions) if text]
         report = trigger.check_trigger(clip, trigger_word, captions, seed=seed)
-        pictures, grid = ExecutionBlocker(None), None
+        pictures, grid = trigger.NOTHING_DRAWN, None
         if model is not None:
             pictures = trigger.draw(
                 model, clip, vae, trigger.preview_prompt(prompt, report.trigger), seed=seed, num_steps=num_steps, cfg=cfg, size=size,
