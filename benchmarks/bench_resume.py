@@ -29,12 +29,12 @@ def measure(num_kills: int, seed: int) -> dict:
     moments = random.Random(seed)
     rows, started = [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pistachio-resume-") as base, Killer("flow") as killer:
-        life = killer.live(Path(base) / "whole")
+        life = killer.live(Path(base) / "whole", save_interval_seconds=0)
         expected = contents(Path(base) / "whole")
         while killer.num_kills < num_kills:
             folder = Path(base) / f"run-{len(rows)}"
             places = []
-            for _ in range(KILLS_A_RUN):
+            for _ in range(moments.randint(1, KILLS_A_RUN)):
                 if killer.num_kills == num_kills:
                     break
                 place, arguments = _moment(moments, life)
@@ -54,10 +54,10 @@ def measure(num_kills: int, seed: int) -> dict:
 
 
 def _moment(moments: random.Random, life: dict) -> tuple[str, dict]:
-    """Half of them at a time, half within a write that is left half done."""
+    """Half of them at any moment, half within a write that is left half done."""
     if moments.random() < 0.5:
-        seconds = moments.uniform(0.0, 0.9 * life["seconds"])
-        return f"after {seconds:.2f} s", {"kill_after_seconds": seconds}
+        num_rows, seconds = moments.randint(0, life["points"]["row"] - 8), moments.uniform(0.0, 0.02)
+        return f"{1e3 * seconds:.0f} ms after row {num_rows}", {"kill_after_rows": num_rows, "kill_after_seconds": seconds}
     kind = moments.choice(("save", "save", "row"))
     number = moments.randint(1, life["points"][kind])
     return f"in {kind} {number}", {"kill_at": (kind, number)}

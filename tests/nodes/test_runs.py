@@ -274,11 +274,11 @@ def test_a_killed_run_on_the_host_ends_the_same_with_its_samples(request, tiny, 
 
     tiny("wan21")  # its files are there before another process looks for them
     with Killer("host", str(request.config.getoption("--comfyui")), str(tmp_path / "comfyui")) as killer:
-        life = killer.live(tmp_path / "whole")
+        life = killer.live(tmp_path / "whole", save_interval_seconds=0)
         expected = contents(tmp_path / "whole" / "anna")
         assert len([name for name in expected["files"] if name.startswith("samples/")]) == 2 * 3
         killer.live(tmp_path / "cut", kill_at=("save", life["points"]["save"] // 2))
-        killer.live(tmp_path / "cut", kill_after_seconds=0.3 * life["seconds"])
+        killer.live(tmp_path / "cut", kill_after_rows=12, kill_after_seconds=0.03)
         assert killer.num_kills == 2
         assert killer.live(tmp_path / "cut")["status"] == "finished"
     assert differences(contents(tmp_path / "cut" / "anna"), expected) == []

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
+LONGEST_LIFE_SECONDS = 300.0
 
 
 class Killer:
@@ -34,26 +35,32 @@ class Killer:
         self.server.stdin.close()
         self.server.wait(timeout=30)
 
-    def live(self, folder: Path, *, kill_after_seconds: float | None = None, kill_at: tuple[str, int] | None = None) -> dict:
-        """One life. {"status": "finished", "points": {kind: how many}, "seconds"} or {"status": "killed"}.
+    def live(
+        self, folder: Path, *, kill_after_rows: int | None = None, kill_after_seconds: float = 0.0, kill_at: tuple[str, int] | None = None,
+        save_interval_seconds: float = 0.3,
+    ) -> dict:
+        """One life. {"status": "finished", "points": {kind: how many}} or {"status": "killed"}.
 
+        `kill_after_rows`: so many seconds after metrics.jsonl has so many rows: a moment that doesn't hang on the machine's speed.
         `kill_at`: within the n-th write of a kind ("row", "save"), which it leaves half done.
         """
-        started = time.monotonic()
-        self.server.stdin.write(json.dumps({"folder": str(folder), "kill_at": kill_at}) + "\n")
+        order = {"folder": str(folder), "kill_at": kill_at, "save_interval_seconds": save_interval_seconds}
+        self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         pid = self._answer()["pid"]
-        if kill_after_seconds is not None:
+        if kill_after_rows is not None:
+            deadline = time.monotonic() + LONGEST_LIFE_SECONDS
+            while _num_rows(folder) < kill_after_rows:
+                assert time.monotonic() < deadline, f"the run has not come to row {kill_after_rows}"
+                time.sleep(0.001)
             time.sleep(kill_after_seconds)
             os.kill(pid, signal.SIGKILL)  # a child that has ended already is a zombie until the server has waited for it
-            self.server.stdin.write("\n")
-        else:
-            self.server.stdin.write("\n")
+        self.server.stdin.write("\n")
         self.server.stdin.flush()
         answer = self._answer()
         assert answer["status"] in ("finished", "killed"), answer
         self.num_kills += answer["status"] == "killed"
-        return answer | {"seconds": time.monotonic() - started}
+        return answer
 
     def _answer(self) -> dict:
         line = " "
@@ -61,6 +68,11 @@ class Killer:
             line = self.server.stdout.readline()
         assert line, "the server of runs has ended"
         return json.loads(line)
+
+
+def _num_rows(folder: Path) -> int:
+    """In the run's metrics.jsonl, which lies in the folder or in the run below it."""
+    return max((path.read_bytes().count(b"\n") for path in (folder / "metrics.jsonl", *folder.glob("*/metrics.jsonl")) if path.is_file()), default=0)
 
 
 # ---- the other side ----------------------------------------------------------
@@ -133,7 +145,7 @@ def _child(job, order: dict) -> None:
     try:
         death = Death(order["kill_at"])
         death.install()
-        job(Path(order["folder"]))
+        job(Path(order["folder"]), order["save_interval_seconds"])
         print(json.dumps({"status": "finished", "points": death.points}), flush=True)
         code = 0
     except Exception as error:  # said to the test; a traceback goes to its stderr
@@ -181,10 +193,10 @@ def _host_job(comfyui: Path, base: Path):
     )
     samples = SampleSettings(config=SampleConfig(prompts=("a [trigger]",), num_steps=2), clip=tiny.clip, vae=tiny.vae)
 
-    def job(folder: Path) -> None:
+    def job(folder: Path, save_interval_seconds: float) -> None:
         with torch.inference_mode():
             train_lora(
-                tiny.model, encoded, config, run_name="anna", logging_config=LoggingConfig(save_state_minutes=0.002), runs_folder=folder,
+                tiny.model, encoded, config, run_name="anna", logging_config=LoggingConfig(save_state_minutes=save_interval_seconds / 60), runs_folder=folder,
                 log_row=lambda row: None, check_interrupted=lambda: None, samples=samples,
             )
 
@@ -202,7 +214,7 @@ def main(name: str, *arguments: str) -> None:
     if name == "flow":
         from support.flow_runs import flow_run
 
-        serve(lambda folder: flow_run(folder, save_interval_seconds=0.3))
+        serve(lambda folder, seconds: flow_run(folder, save_interval_seconds=seconds))
     elif name == "host":
         serve(_host_job(*map(Path, arguments)))
     else:
