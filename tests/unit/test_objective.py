@@ -10,7 +10,9 @@ from pistachio.training.batches import Sample, TrainItem
 from pistachio.training.config import LOSSES, WEIGHTINGS, AdapterConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from pistachio.training.errors import PistachioError
 from pistachio.training.evaluation import EvalItem, evaluate, plan_draws
+from pistachio.training.loop import RunInfo, train
 from pistachio.training.objective import Objective, squared_error
+from pistachio.training.run import RunFolder
 from pistachio.training.timestep_chart import draw_timestep_chart, objective_curves, sentences
 from pistachio.training.trainer import Trainer
 from pistachio.training.weighting import signal_to_noise, weights
@@ -301,6 +303,19 @@ def test_the_held_out_error_is_the_plain_one_whatever_is_trained():
     plain = measured()
     assert measured(loss="huber", weighting="min-snr", noise_offset=0.2, input_perturbation=0.2, stratified=True) == plain
     assert measured(min_timestep=0.5) != plain
+
+
+def test_a_run_notes_what_its_objective_changes_little(tmp_path):
+    """In its metrics, and so in the report."""
+    settings = TrainConfig(
+        num_steps=2, adapter=AdapterConfig(rank=2, alpha=2, targets="all-linear"),
+        objective=ObjectiveConfig(noise_offset=0.1, stratified=True, prior_fraction=0.0),
+    )
+    folder = RunFolder(tmp_path / "run")
+    folder.write_json("config.json", {})
+    train(Trainable(), [item(0)], [], settings, folder, RunInfo(name="run"))
+    notes = [row["text"] for row in folder.metrics() if row["kind"] == "note"]
+    assert any("Noise offset is on for a flow model" in note for note in notes) and any("batch 1" in note for note in notes)
 
 
 # ---- the plot -----------------------------------------------------------------

@@ -224,6 +224,25 @@ def test_taking_the_average_leaves_the_trained_weights_alone():
         assert torch.equal(network.parameters, after)
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_a_step_never_waits_for_the_device(name, monkeypatch):
+    """Reading a number back would stop a GPU once a step, or once a layer."""
+    network = Network()
+    optimizer = RunOptimizer(network, settings(name))
+    average = torch.zeros_like(network.parameters)
+
+    def refuse(*arguments):
+        raise AssertionError("a value was read back")
+
+    for reading in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, reading, refuse)
+    for step in range(3):
+        network.gradients.copy_(gradient(step, network.gradients.numel()))
+        optimizer.step(0.01)
+    if optimizer.averages:
+        optimizer.copy_average(average)
+
+
 # ---- 8 bits ------------------------------------------------------------------
 
 
@@ -236,6 +255,20 @@ def test_the_codes_are_those_of_bitsandbytes():
         assert positive[0] < 1e-6
         # bitsandbytes.functional.create_dynamic_map: the mean of the first pair of 2^i + 1 (or 2^(i+1) + 1) borders.
         assert positive[0] == pytest.approx((0.55 if signed else 0.325) * 1e-6, rel=1e-5)
+
+
+@pytest.mark.parametrize("grid", [dynamic_codes(True), dynamic_codes(False).square()], ids=["signed", "squares"])
+def test_the_table_finds_the_code_that_a_search_finds(grid):
+    form = EightBit(grid)
+    g = torch.Generator().manual_seed(0)
+    values = torch.cat([
+        torch.rand(20_000, generator=g), 10 ** (-16 * torch.rand(20_000, generator=g)), grid, grid.nextafter(torch.tensor(2.0)),
+        grid.nextafter(torch.tensor(-2.0)), torch.tensor([0.0, 1.0, 1e-40]),
+    ]).clamp(grid[0].item(), 1.0)
+    if grid[0] < 0:
+        values = torch.cat([values, -values]).clamp(-1.0, 1.0)
+    searched = (torch.bucketize(values, grid, right=True) - 1).clamp(0, 254)
+    assert torch.equal(form.below(values).long(), searched)
 
 
 def test_rounding_is_right_on_average():

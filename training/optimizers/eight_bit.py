@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from ..seeds import seed_from
 
 BLOCK = 256
+PATTERN_SHIFT = 17  # leaves sign, exponent and six bits of a float32
 CHUNK = BLOCK << 14  # weights handled at once: bounds the memory of the decoded states
 
 
@@ -34,14 +35,31 @@ def dynamic_codes(signed: bool) -> Tensor:
 
 
 class EightBit:
-    """Codes, a scale for each block, and the grid: a vector of floats in a little more than a byte each."""
+    """Codes, a scale for each block, and the grid: a vector of floats in a little more than a byte each.
+
+    Made for the signed grid and for the squares of the other: neighbours must lie 1 / 64 of an octave apart, or more.
+    """
 
     def __init__(self, grid: Tensor):
         self.grid = grid
+        self.is_positive = bool(grid[0] == 0)
+        self.gaps = grid.diff().clamp(min=torch.finfo(torch.float32).tiny)
+        # A float's sign, exponent and first six bits -> the code below the least float that begins so. The grid is nowhere
+        # finer than that, so at most one more code lies between: a look-up and a comparison instead of a search.
+        patterns = torch.arange(1 << 15, dtype=torch.int64, device=grid.device)
+        least = torch.where(patterns < 1 << 14, patterns << PATTERN_SHIFT, (patterns << PATTERN_SHIFT) + (1 << PATTERN_SHIFT) - 1 - (1 << 32))
+        values = least.int().view(torch.float32).nan_to_num(0.0)
+        self.start = (torch.bucketize(values, grid, right=True) - 1).clamp_(0, len(grid) - 2).int()
 
     def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
-        blocks = self.grid[codes.int()].view(-1, BLOCK) * scales.unsqueeze(1)
+        blocks = self.grid.index_select(0, codes.int()).view(-1, BLOCK) * scales.unsqueeze(1)
         return blocks.flatten()
+
+    def below(self, unit: Tensor) -> Tensor:
+        """The last code whose value is not above; of the last two values the first."""
+        pattern = (unit.view(torch.int32) >> PATTERN_SHIFT) & ((1 << 15) - 1)
+        start = self.start.index_select(0, pattern)
+        return (start + (unit >= self.grid.index_select(0, start + 1)).int()).clamp_(max=len(self.grid) - 2)
 
     def encode(self, values: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
         """Rounded up or down at random, in proportion: a change smaller than the grid's spacing still counts on average.
@@ -52,11 +70,10 @@ class EightBit:
         blocks = values.view(-1, BLOCK)
         scales = blocks.abs().amax(1)
         unit = (blocks / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).flatten()
-        below = (torch.bucketize(unit, self.grid, right=True, out_int32=True) - 1).clamp_(0, len(self.grid) - 2)
-        low, high = self.grid[below], self.grid[below + 1]
-        up = (unit - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny) > random
+        below = self.below(unit)
+        up = (unit - self.grid.index_select(0, below)) / self.gaps.index_select(0, below) > random
         codes = below + up
-        if self.grid[0] == 0:
+        if self.is_positive:
             codes = torch.where(unit > 0, codes.clamp(min=1), codes)
         return codes.to(torch.uint8), scales
 
