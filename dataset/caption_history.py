@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,13 @@ class CaptionHistory:
     # ---- writing -----------------------------------------------------------------
 
     def write(
-        self, texts: Mapping[Path, str | None], *, by: str, sources: Mapping[Path, str | None] | None = None, overwrite_edited: bool = False
+        self,
+        texts: Mapping[Path, str | None],
+        *,
+        by: str,
+        sources: Mapping[Path, str | None] | None = None,  # what each text was made from
+        overwrite_edited: bool = False,
+        check_interrupted: Callable[[], None] = lambda: None,
     ) -> Written:
         """Write each file, atomically, after its old text is safe in the history. None removes a file.
 
@@ -82,6 +88,7 @@ class CaptionHistory:
         number = self.changes[-1].number + 1 if self.changes else 1
         changed, edited = [], []
         for path, text in texts.items():
+            check_interrupted()  # what is written so far stays, and can be gone back on
             text = None if text is None else text.strip()
             now = read_caption(path)  # not what was read when the graph began
             if now == text:

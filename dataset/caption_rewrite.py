@@ -86,7 +86,7 @@ def rewrite_captions(
     written = None
     if write:
         texts = new | (_tables(result) if captions_json else {})
-        written = history.write(texts, by=BY, sources=sources, overwrite_edited=overwrite_edited)
+        written = history.write(texts, by=BY, sources=sources, overwrite_edited=overwrite_edited, check_interrupted=check_interrupted)
         edited = sorted({*edited, *(name for name in written.edited)})
     notes = _notes(dataset, rules, changed, edited, written)
     kind, counts = frequencies(picture.caption or "" for picture in result.pictures)

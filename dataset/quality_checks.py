@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ FEW_PICTURES, ENOUGH_PICTURES = 10, 15
 TINY_SHARE, SMALL_SHARE = 0.25, 0.7  # of the training area
 LONG_RATIO = 2.2  # of the sides: a crop of such a picture is narrow
 FEW_STEPS_EACH, MANY_STEPS_EACH = 30, 400
+THREADS = 4
 SHORT_FORM_PICTURES = 100  # more would hold up the training
 CONDITION_BYTES = 4_500_000  # of a caption, with and without its trigger, as the largest text encoders give it
 UNKNOWN_LORA_BYTES = 200_000_000
@@ -57,16 +59,8 @@ def check_dataset(
 ) -> Report:
     """Reads every picture once (again only when it changed)."""
     trigger = trigger_word.strip() or dataset.trigger_word
-    qualities: dict[str, Quality] = {}
     skipped = {item.relative_path: item.reason for item in dataset.skipped}
-    for done, picture in enumerate(dataset.pictures):
-        check_interrupted()
-        if picture.clip is None:
-            try:
-                qualities[picture.relative_path] = measure_file(picture.path, resolution)
-            except (PistachioError, FileNotFoundError) as error:
-                skipped[picture.relative_path] = str(error)
-        progress(done + 1, len(dataset.pictures))
+    qualities = _measure_all(dataset, resolution, skipped, progress, check_interrupted)
     distinct = {picture.content_hash: picture for picture in reversed(dataset.pictures)}
     train, held_out = _split_sizes(dataset, len(distinct))
     captions: Captions = {picture.relative_path: picture.caption for picture in dataset.pictures}
@@ -78,6 +72,27 @@ def check_dataset(
     return Report(findings=findings, facts=_facts(dataset, qualities, train, held_out, num_steps, resolution, trigger))
 
 
+def _measure_all(
+    dataset: Dataset, resolution: int, skipped: dict[str, str], progress: Callable[[int, int], None], check_interrupted: Callable[[], None]
+) -> dict[str, Quality]:
+    """On several threads: the filters let go of Python's lock. What can't be read goes to `skipped`."""
+    stills = [picture for picture in dataset.pictures if picture.clip is None]
+    qualities: dict[str, Quality] = {}
+    pool = ThreadPoolExecutor(max_workers=THREADS)
+    try:
+        waiting = [pool.submit(measure_file, picture.path, resolution) for picture in stills]
+        for done, (picture, measured) in enumerate(zip(stills, waiting)):
+            check_interrupted()
+            try:
+                qualities[picture.relative_path] = measured.result()
+            except (PistachioError, OSError) as error:
+                skipped[picture.relative_path] = str(error)
+            progress(done + 1, len(stills))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a cancel, what is not begun is never begun
+    return qualities
+
+
 def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0) -> tuple[str, ...]:
     """The short form, for the train node: sentences on what is wrong, none where nothing is."""
     captions: Captions = {item.relative_path: item.caption for item in encoded.items}
@@ -87,7 +102,7 @@ def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0) -> tuple[str, 
         if path.suffix.lower() in EXTENSIONS:
             try:
                 qualities[item.relative_path] = measure_file(path, round(math.sqrt(item.width * item.height)))
-            except (PistachioError, FileNotFoundError):
+            except (PistachioError, OSError):
                 continue  # the cache has its pixels: the file may be gone
     findings = (
         _enough(len(encoded.items), len(encoded.held_out)), _sharpness(qualities), _compression(qualities),

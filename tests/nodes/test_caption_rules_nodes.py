@@ -124,3 +124,23 @@ def test_memory_is_checked_with_the_model(host, tiny):
     layers = [m for m in model.model.diffusion_model.modules() if isinstance(m, torch.nn.Linear)]
     assert machine.lora_bytes == sum(16 * 4 * sum(layer.weight.shape) for layer in layers) > 0
     assert machine_for().model_bytes is None
+
+
+def test_training_notes_what_is_wrong_with_the_set(host, tiny, tmp_path):
+    import torch
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import AdapterConfig, EvaluationConfig, LoggingConfig, TrainConfig
+    from support.encoded import encoded_set
+
+    sd15, rows = tiny("sd15"), []
+    encoded = encoded_set(tmp_path / "cache", sd15)
+    config = TrainConfig(
+        num_steps=2, precision="fp32", adapter=AdapterConfig(rank=2, alpha=2), evaluation=EvaluationConfig(num_evaluations=1, timesteps_per_image=4, early_stop=False),
+    )
+    with torch.inference_mode():
+        train_lora(
+            sd15.model, encoded, config, run_name="anna", logging_config=LoggingConfig(), runs_folder=tmp_path / "runs", log_row=rows.append, check_interrupted=lambda: None,
+        )
+    notes = [row["text"] for row in rows if row["kind"] == "note"]
+    assert notes[0].startswith(f"Number of pictures: {len(encoded.items)} different pictures")
+    assert rows[0]["kind"] == "note" and any(text.startswith("Steps: 2 steps, about") for text in notes)

@@ -127,3 +127,19 @@ def test_the_history_is_no_picture(tmp_path):
     folder = pictures.write_folder(tmp_path / "set", 3)
     CaptionHistory(folder).write({folder / "picture-01.txt": "new"}, by="Caption Rules")
     assert len(load_folder(folder).pictures) == 3
+
+
+def test_a_cancel_keeps_what_is_written_and_it_can_be_taken_back(tmp_path):
+    paths = [tmp_path / f"{i}.txt" for i in range(4)]
+    calls = iter([None, None, KeyboardInterrupt()])
+
+    def cancel():
+        stop = next(calls)
+        if stop:
+            raise stop
+
+    with pytest.raises(KeyboardInterrupt):
+        CaptionHistory(tmp_path).write({path: "new" for path in paths}, by="Caption Rules", check_interrupted=cancel)
+    assert [path.exists() for path in paths] == [True, True, False, False]
+    CaptionHistory(tmp_path).restore_before(1)
+    assert not any(path.exists() for path in paths)

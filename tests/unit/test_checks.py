@@ -217,6 +217,31 @@ def test_the_score_card_shows_every_finding(folder):
     assert red > 500 > (np.abs(np.asarray(card, dtype=int) - (182, 52, 44)).sum(-1) < 12).sum()
 
 
+def test_a_cancel_ends_the_check(folder):
+    class Cancelled(Exception):
+        pass
+
+    calls = []
+
+    def cancel():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Cancelled
+
+    done = []
+    with pytest.raises(Cancelled):
+        check_dataset(load_folder(folder), resolution=SIZE, progress=lambda now, total: done.append((now, total)), check_interrupted=cancel)
+    assert done == [(1, 16), (2, 16)]
+
+
+def test_a_picture_that_goes_away_meanwhile_is_named(folder):
+    dataset = load_folder(folder)
+    (folder / "03.png").unlink()
+    report = check_dataset(dataset, resolution=SIZE)
+    (finding,) = [finding for finding in report.findings if finding.code == "unreadable"]
+    assert finding.pictures == ("03.png",)
+
+
 def test_a_name_as_long_as_the_card_fits(folder):
     (folder / "00.png").rename(folder / ("a" * 200 + ".png"))
     dataset = load_folder(folder)
