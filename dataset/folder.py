@@ -17,6 +17,7 @@ from typing import Callable
 from ..training.errors import PistachioError
 from .captions import CAPTION_TABLE, more_caption_paths, read_caption, read_caption_table
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
+from .inspected import InspectedFiles
 from .types import Dataset, Picture, Skipped
 from .video import VIDEO_EXTENSIONS, ClipSettings, is_video, read_clips
 
@@ -33,6 +34,7 @@ def load_folder(
     recursive: bool = True,
     trigger_word: str = "",
     clips: ClipSettings | None = None,  # read videos too, as these clips; None: pictures alone
+    index: Path | None = None,  # where to remember what was read, so that a restart need not read it again
     progress: Callable[[int, int], None] = lambda done, total: None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Dataset:
@@ -58,6 +60,7 @@ def load_folder(
     for path in candidates:
         stems.setdefault(path.parent, set()).add(path.stem)
     tables = {parent: read_caption_table(parent) for parent in stems}
+    inspected = InspectedFiles(index) if index is not None else None
     for done, path in enumerate(candidates):
         check_interrupted()
         relative_path = path.relative_to(folder).as_posix()
@@ -65,7 +68,7 @@ def load_folder(
             if clips is not None and is_video(path):
                 found, picture_notes = read_clips(path, relative_path, clips)
             else:
-                picture, picture_notes = _read(path, relative_path)
+                picture, picture_notes = _read(path, relative_path, inspected)
                 found = [picture]
         except PistachioError as error:
             skipped.append(Skipped(relative_path=relative_path, reason=str(error)))
@@ -78,6 +81,8 @@ def load_folder(
             if other != relative_path:
                 notes.append(f"'{other}' and '{relative_path}' share the caption file '{caption_path.name}'. Rename one of them.")
         progress(done + 1, len(candidates))
+    if inspected is not None:
+        inspected.close()
     if not pictures:
         raise PistachioError(
             f"None of the {len(skipped)} pictures in '{folder}' can be read. " + " ".join(s.reason for s in skipped[:SHOWN_NAMES])
@@ -168,14 +173,21 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _read(path: Path, relative_path: str) -> tuple[Picture, tuple[str, ...]]:
+def _read(path: Path, relative_path: str, inspected: InspectedFiles | None) -> tuple[Picture, tuple[str, ...]]:
     if path.suffix.lower() in UNSUPPORTED_EXTENSIONS:
         raise PistachioError(f"'{path.name}': {path.suffix[1:].upper()} files can't be read here. Save it as PNG or JPEG.")
     try:
         status = path.stat()
     except OSError as error:
         raise PistachioError(f"'{path.name}' can't be opened: {error.strerror}. Is it a broken link?") from error
-    width, height, pixels, difference, grid, notes = _inspect(str(path), status.st_mtime_ns, status.st_size)
+    key = str(path), status.st_mtime_ns, status.st_size
+    record = inspected.get(key) if inspected is not None else None
+    if record is not None:
+        width, height, pixels, difference, grid, notes = record[0], record[1], record[2], int(record[3], 16), bytes.fromhex(record[4]), tuple(record[5])
+    else:
+        width, height, pixels, difference, grid, notes = _inspect(*key)
+        if inspected is not None:
+            inspected.put(key, [width, height, pixels, f"{difference:x}", grid.hex(), notes])
     picture = Picture(
         path=path, relative_path=relative_path, width=width, height=height, content_hash=pixels,
         caption=None, difference_hash=difference, colour_grid=grid,

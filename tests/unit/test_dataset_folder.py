@@ -230,3 +230,25 @@ def test_picture_record_is_frozen(tmp_path):
     assert replace(picture, caption="x").caption == "x"
     with pytest.raises(AttributeError):
         picture.caption = "x"
+
+
+def test_a_restart_decodes_nothing_again(tmp_path, monkeypatch):
+    """The index is another process's memory: what `_inspect` would find is in it, whatever a kill cut short."""
+    from pistachio.dataset import folder as module
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(6):
+        Image.new("RGB", (20 + i, 30), (40 * i, 9, 9)).save(pictures / f"{i}.png")
+    index = tmp_path / "cache" / "index.jsonl"
+    first = load_folder(pictures, index=index)
+    assert first == load_folder(pictures)
+    whole = index.read_bytes()
+    decoded = []
+    monkeypatch.setattr(module, "_inspect", lambda *key, real=module._inspect.__wrapped__: decoded.append(Path(key[0]).name) or real(*key))
+    assert load_folder(pictures, index=index) == first and decoded == []
+    index.write_bytes(whole[:-40])  # killed while it wrote the last line
+    assert load_folder(pictures, index=index) == first and decoded == ["5.png"]
+    assert load_folder(pictures, index=index) == first and decoded == ["5.png"]
+    Image.new("RGB", (99, 30)).save(pictures / "2.png")
+    assert load_folder(pictures, index=index).pictures[2].width == 99 and decoded == ["5.png", "2.png"]
