@@ -16,9 +16,9 @@ remove: hair, hairstyle, haircut, eye, eyes, eyebrow, eyebrows, eyelash, eyelash
 remove: skin, complexion, freckle, freckles, mole, birthmark, dimple, dimples
 remove: face, facial features, nose, lips, cheek, cheeks, cheekbones, jaw, jawline, chin, forehead
 remove: beard, mustache, moustache, stubble, goatee, sideburns, facial hair, bangs, hair between eyes
-adjectives: blonde, blond, brunette, redhead, redheaded, dark-haired, bearded, freckled, bald, tan-skinned
+adjectives: blonde, blond, brunette, redhead, redheaded, bearded, freckled, bald
 adjectives: *-haired, *haired, *-eyed, *eyed, *-skinned, *skinned, *-faced
-adjectives: young, youthful, middle-aged, older, elderly, caucasian, asian, african, hispanic, latina, latino, white-skinned
+adjectives: young, youthful, middle-aged, older, elderly, caucasian, asian, african, hispanic, latina, latino
 keep: hair ornament, hair ribbon, hair bow, hair flower, hair tie, hair clip, hair accessory, hair accessories, hair dryer, hairband, hair in the wind
 keep: closed eyes, eyes closed, eyes are closed, eye contact, one eye closed, half-closed eyes, wide eyes, eyes wide open, rolling eyes, eye patch
 keep: face mask, face paint, eyes are wide, open mouth, parted lips, puckered lips, pursed lips, facial expression, wet hair, messy hair, wind-blown hair
@@ -101,6 +101,7 @@ DESCRIPTORS = _words(
     "weathered large big small round oval almond almond-shaped narrow wide wide-set expressive striking piercing captivating bright sparkling gentle kind "
     "delicate soft sharp strong angular chiseled defined well-defined prominent high full plump thin slender slim heart-shaped square youthful "
     "symmetrical neat neatly well-groomed trimmed full-bodied bushy arched dyed colored coloured light-colored very slightly quite "
+    "graying greying glowing receding thinning deep-set close-cropped salt-and-pepper almond-colored lush full-length unruly windswept disheveled "
     "somewhat vivid two-toned multicolored long-haired bare facial"
 )
 DESCRIPTOR_ENDINGS = ("-colored", "-coloured", "-length", "-shaped", "-toned", "-set", "ish", "-brown", "-blonde", "-blue", "-green", "-black", "-red")

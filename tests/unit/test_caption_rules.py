@@ -90,6 +90,20 @@ def test_a_whole_caption_keeps_its_other_sentences():
     )
 
 
+@pytest.mark.parametrize("before, after", [
+    ("This is a high-resolution photograph of a young Caucasian woman with fair skin, long, straight, platinum blonde hair, and striking blue eyes. "
+     "She is wearing a light blue sundress with thin straps. Her hair cascades down her back, and she has a slight smile on her face.",
+     "This is a high-resolution photograph of a woman. She is wearing a light blue sundress with thin straps. She has a slight smile on her face."),
+    ("Close-up portrait photograph of a middle-aged man with a full, graying beard and deep-set brown eyes, looking directly at the camera. "
+     "The soft, natural light highlights the texture of his skin and beard.",
+     "Close-up portrait photograph of a man, looking directly at the camera. The soft, natural light highlights the texture of his skin."),
+    ("Photograph of a person with red hair styled in two braids, wearing round glasses. The lighting is soft, casting gentle shadows on her face.",
+     "Photograph of a person, wearing round glasses. The lighting is soft, casting gentle shadows on her face."),
+])
+def test_captions_as_joycaption_writes_them(before, after):
+    assert LeakFilter(LEAKS)(before) == after
+
+
 def test_tags_that_describe_the_character_go():
     tags = "1girl, solo, long_hair, blue eyes, red dress, hair ribbon, blonde woman, hand in own hair, closed eyes, outdoors"
     assert LeakFilter(LEAKS)(tags) == "1girl, solo, red dress, hair ribbon, woman, hand in own hair, closed eyes, outdoors"
