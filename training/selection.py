@@ -276,7 +276,7 @@ def _tied(curve: Curve, c: int, best: int, q: float) -> bool:
 def _state(curve: Curve, best: int, gain: float, q: float, broken: bool) -> str:
     """The table of verdicts, in its order; `q` times a standard error is what counts as measurable."""
     # The protocol's tail is the mean of the last three. One that begins before the best calls a run that falls to its end
-    # overfit: `bench selection` counted 509 such verdicts, and 473 of those runs got truly better by more than 2 % later.
+    # overfit: `bench selection` counted 641 such verdicts, and after 589 of them the true loss fell by more than 2 % of the gain.
     tail_N = curve.errors_CN[max(best, len(curve.steps) - TAIL_LENGTH) :].mean(axis=0)
     tail = float((tail_N - curve.errors_CN[0]).mean())
     if broken or (tail > 0 and tail > gain / 2):
@@ -289,8 +289,8 @@ def _state(curve: Curve, best: int, gain: float, q: float, broken: bool) -> str:
     falling = _tail_slope(curve) < 0
     last = len(curve.steps) - 1
     near_best = float(curve.delta_C[last]) + gain <= NEAR_BEST_SHARE * gain
-    # A dip long after the best is noise: a run that patience would end is not called unfinished (1 of 10 such runs in
-    # `bench selection` got truly better by more than 2 % later).
+    # A dip long after the best is noise: a run that patience would end is not called unfinished (in `bench selection` the
+    # true loss fell later in 1 of 10).
     if falling and (best >= last - 1 or (near_best and last - best < PATIENCE)):
         return "still improving"
     return "plateau"
