@@ -106,7 +106,7 @@ def train_lora(
             is_whole = part is folder  # and not one fold of it
             with model.training():
                 _try_forward(model, train_set[0])
-                for text in check_encoded(pictures, num_steps=settings.num_steps) if is_whole else ():
+                for text in check_encoded(pictures, num_steps=settings.num_steps, batch=settings.effective_batch) if is_whole else ():
                     log.info("%s", text)
                     log_row({"kind": "note", "step": 0, "text": text})
                 if model.notes:

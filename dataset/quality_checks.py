@@ -93,7 +93,7 @@ def _measure_all(
     return qualities
 
 
-def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0) -> tuple[str, ...]:
+def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0, batch: int = 1) -> tuple[str, ...]:
     """The short form, for the train node: sentences on what is wrong, none where nothing is."""
     captions: Captions = {item.relative_path: item.caption for item in encoded.items}
     qualities = {}
@@ -106,7 +106,7 @@ def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0) -> tuple[str, 
                 continue  # the cache has its pixels: the file may be gone
     findings = (
         _enough(len(encoded.items), len(encoded.held_out)), _sharpness(qualities), _compression(qualities),
-        *caption_findings(captions, encoded.trigger_word), _steps(len(encoded.train), num_steps),
+        *caption_findings(captions, encoded.trigger_word), _steps(len(encoded.train), num_steps, batch),
     )
     return tuple(f"{f.topic}: {f.words} {f.advice}".strip() for f in Report(findings=findings).of(WARNING, STOP))
 
@@ -231,10 +231,11 @@ def steps_for(train: int, num_steps: int) -> int:
     return TrainConfig(num_steps=num_steps).resolve_num_steps(max(1, train)).num_steps
 
 
-def _steps(train: int, num_steps: int) -> Finding:
+def _steps(train: int, num_steps: int, batch: int = 1) -> Finding:
+    """`batch`: pictures in one step."""
     steps = steps_for(train, num_steps)
-    each = steps / max(1, train)
-    words = f"{steps} steps{'' if num_steps else ' (automatic)'}, about {each:.0f} for each of {plural(train, 'picture')} at batch size 1."
+    each = steps * batch / max(1, train)
+    words = f"{steps} steps{'' if num_steps else ' (automatic)'} at batch size {batch} show each of {plural(train, 'picture')} about {each:.0f} times."
     if num_steps and each < FEW_STEPS_EACH:
         return Finding(code="few_steps", topic="Steps", severity=WARNING, words=words, advice="That is little for a likeness: about 100 times each is usual. Set the steps to 0 on Train LoRA for an automatic number.")
     if num_steps and each > MANY_STEPS_EACH:

@@ -186,7 +186,7 @@ def test_too_few_pictures(folder, count, code, severity):
 def test_steps_disk_and_memory(folder):
     assert found(folder, "few_steps", num_steps=100).severity == WARNING
     assert found(folder, "many_steps", num_steps=100_000).severity == NOTE
-    assert "1200 steps (automatic), about 100 for each of 12 pictures" in found(folder, "steps").words
+    assert "1200 steps (automatic) at batch size 1 show each of 12 pictures about 100 times" in found(folder, "steps").words
     assert found(folder, "disk_full", machine=Machine(free_disk_bytes=10**8)).severity == WARNING
     assert found(folder, "disk_unknown").severity == NOTE
     small = Machine(free_disk_bytes=10**12, device_bytes=8 * 10**9, model_bytes=12 * 10**9)
@@ -264,5 +264,6 @@ def test_the_short_form_for_training(folder):
     scene(0).filter(ImageFilter.GaussianBlur(4)).save(folder / "00.png")
     told = check_encoded(encoded(dataset.pictures[:9]), num_steps=60)
     assert [sentence.split(":")[0] for sentence in told] == ["Number of pictures", "Sharpness", "Steps"]
+    assert "Steps" not in "".join(check_encoded(encoded(dataset.pictures[:9]), num_steps=60, batch=16)), "16 pictures a step are many looks"
     (folder / "00.png").unlink()
     assert check_encoded(encoded(dataset.pictures)) == ()
