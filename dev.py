@@ -30,6 +30,7 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TEST_EXTRAS = (
     "pytest>=8.2", "hypothesis>=6.100", "peft>=0.15", "wandb>=0.19", "tensorboard>=2.16", "accelerate>=1.0", "websocket-client>=1.8", "playwright>=1.45",
     "pytorch-optimizer>=4.0", "prodigyopt>=1.1", "schedulefree>=1.4",  # references that the pack's own optimisers are held against
+    "bitsandbytes>=0.46",  # has code for the CPU too: JoyCaption in 8 and 4 bits
 )
 # Not taken from a host's requirements: torch is chosen above, the browser files get a folder a version, the rest is not used.
 NOT_FROM_HOST = {
