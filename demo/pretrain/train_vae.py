@@ -53,12 +53,12 @@ class Crops:
         return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(weights)[:, None]
 
 
-def reconstruction_loss(output, target, weight):
+def reconstruction_loss(output, target, weight, edge_weight: float):
     error = output - target
     edges = sum((error.diff(dim=d).abs() * weight.narrow(d, 0, weight.shape[d] - 1)).mean() for d in (2, 3))
     # flat colour is most of a drawing, and edges alone teach it slowly
     flat = sum(F.avg_pool2d(error, size).square().mean() for size in (4, 8))
-    return (weight * (8 * error.square() + 0.3 * error.abs())).mean() + 0.4 * edges + 8 * flat
+    return (weight * (8 * error.square() + 0.3 * error.abs())).mean() + edge_weight * edges + 8 * flat
 
 
 @torch.no_grad()
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--adam-lr", type=float, default=1e-3)
     parser.add_argument("--noise", type=float, default=0.1)
     parser.add_argument("--extra", type=float, default=1.5)
+    parser.add_argument("--edges", type=float, default=0.4, help="weight of the edges' error")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -149,7 +150,7 @@ def main() -> None:
         else:
             images, weights = data.batch(args.batch, args.crop)
         latent = given if decoder_only else encoder(images)
-        loss = reconstruction_loss(decoder(latent + args.noise * torch.randn_like(latent)), images, weights)
+        loss = reconstruction_loss(decoder(latent + args.noise * torch.randn_like(latent)), images, weights, args.edges)
         total = loss
         if args.anchor:
             total = loss + args.anchor * (latent - given).square().mean()

@@ -16,8 +16,8 @@ STOCK_WIDTH = 64
 SD3_SCALE, SD3_SHIFT = 1.5305, 0.0609
 
 # (width, blocks) per resolution: encoder from full size to an eighth, decoder from an eighth to full size
-ENCODER_STAGES = ((16, 1), (32, 1), (64, 2), (64, 3))
-DECODER_STAGES = ((64, 3), (64, 3), (40, 2), (24, 1))
+ENCODER_STAGES = ((16, 1), (32, 3), (64, 3), (64, 3))
+DECODER_STAGES = ((64, 3), (64, 3), (40, 3), (24, 1))
 STOCK_ENCODER_BLOCKS = (1, 3, 3, 3)
 STOCK_DECODER_BLOCKS = (3, 3, 3, 1)
 
