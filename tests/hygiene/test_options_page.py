@@ -3,6 +3,7 @@
 It reads docs/options.md alone and searches the named files as text; whether a test passes is the other suites' business.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -70,3 +71,10 @@ def test_the_families_are_those_of_their_own_page(text_of):
 
     proved = names(tables(text_of(Path("docs/families.md")))["Proved"][1:])
     assert proved - names(tables(text_of(PAGE))["Families"][1:]) == set()
+
+
+def test_the_regret_is_what_the_results_hold(text_of, repository):
+    regret = {row["rule"]: f"{row['regret_pct']:.1f} %" for row in json.loads((repository / "benchmarks/results/selection.json").read_text())["rows"]}
+    (row,) = [row for row in tables(text_of(PAGE))["Choosing the checkpoint"] if "selection.json" in row[-1]]
+    assert row[1].startswith(regret["ours"]) and regret["last"] in row[1]
+    assert row[COLUMNS.index("diffusion-pipe")].startswith(regret["diffusion-pipe-quantiles"])
