@@ -147,14 +147,14 @@ def test_the_choice_is_listed_and_loaded_by_the_stock_loader(wan, encoded, tmp_p
 
     run = start(wan, encoded, tmp_path, config())
     other = start(wan, encoded, tmp_path, config(seed=9), name="berta")
-    name = install_checkpoint(run, None, "anna")
-    assert install_checkpoint(run, 8, "anna") == name == "anna.safetensors"
-    assert install_checkpoint(other, None, "anna") == "anna-2.safetensors"  # another run's file is never replaced
-    assert {"anna.safetensors", "anna-2.safetensors"} <= set(folder_paths.get_filename_list("loras"))
+    name = install_checkpoint(run, None, "listed")
+    assert install_checkpoint(run, 8, "listed") == name == "listed.safetensors"
+    assert install_checkpoint(other, None, "listed") == "listed-2.safetensors"  # another run's file is never replaced
+    assert {"listed.safetensors", "listed-2.safetensors"} <= set(folder_paths.get_filename_list("loras"))
     with torch.inference_mode(), caplog.at_level("WARNING"):
         loaded = nodes.LoraLoaderModelOnly().load_lora_model_only(wan.model, name, 1.0)[0]
     assert len(loaded.patches) == 26 and not [r for r in caplog.records if "not loaded" in r.getMessage().lower()]
-    with safe_open(str(loras_folder() / "anna-2.safetensors"), framework="pt") as file:
+    with safe_open(str(loras_folder() / "listed-2.safetensors"), framework="pt") as file:
         metadata = file.metadata()
     assert metadata["pistachio.trigger"] == "zwx"
     assert metadata["pistachio.state"] == RunFolder(other.folder).report()["state"]
