@@ -14,7 +14,7 @@ RUN_NAME = "pistachio_demo"
 SIZE_PX = 96
 # The base is so small that a real character's defaults (1e-4, 1600 steps) would not move it.
 TRAINING = {
-    "num_steps": 300, "batch_size": 4, "seed": 7, "prior_preservation": 0.7,
+    "num_steps": 400, "batch_size": 4, "seed": 7, "prior_preservation": 0.8,
     "run_name": RUN_NAME, "trigger_word": TRIGGER,
 }
 LEARNING_RATE = 1e-3
