@@ -244,7 +244,7 @@ Leave the pictures, the base model and the settings as they were: a run with oth
 def train_character(graph, family: Family) -> None:
     dataset = pictures(graph, family, note=TRAIN_NOTE.format(trigger=TRIGGER))
     model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
-    _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name=f"my_character_{family.key}")
+    _, lora_name, *_ = training(graph, model, encoded, x=1680, run_name=f"my_character_{family.key}")
     generation(graph, family, model, clip, vae, lora_name, x=3030)
 
 
@@ -265,7 +265,7 @@ def continue_run(graph) -> None:
     dataset = pictures(graph, family, note=CONTINUE_NOTE)
     model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
     (run,) = graph.add("PistachioLoadRun", (1680, 775), (320, 55), run="my_character_sdxl")
-    _, lora_name, _, _ = training(graph, model, encoded, x=1680, run_name="my_character_sdxl", run=run)
+    _, lora_name, *_ = training(graph, model, encoded, x=1680, run_name="my_character_sdxl", run=run)
     generation(graph, family, model, clip, vae, lora_name, x=3030)
 
 
