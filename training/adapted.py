@@ -22,7 +22,7 @@ from .frozen import FrozenConv, FrozenLinear
 from .model import TrainableModel
 from .patching import replaced_forward
 from .seeds import generator, seed_from
-from .targets import select_targets
+from .targets import select_targets, target_notes
 
 
 class AdaptedNetwork:
@@ -37,7 +37,8 @@ class AdaptedNetwork:
         self._seed = seed
         self._pass: tuple[int, int] | None = None
         adapter_class = ADAPTERS[config.kind]
-        self.adapters = {target.path: adapter_class(target, config, model) for target in select_targets(model, config)}
+        targets = select_targets(model, config)
+        self.adapters = {target.path: adapter_class(target, config, model) for target in targets}
         count = sum(_numel(shape) for adapter in self.adapters.values() for shape in adapter.shapes.values())
         self.parameters = torch.zeros(count, device=model.device)  # fp32
         self.gradients = torch.zeros_like(self.parameters)
@@ -47,7 +48,8 @@ class AdaptedNetwork:
             adapter.initialise(generator("adapter", seed, path))
             if config.dropout:
                 adapter.dropped = self._dropout(path)
-        self.notes = adapter_class.notes(list(self.adapters.values()))  # sentences for the user
+        # Sentences for the user.
+        self.notes = (*target_notes(targets, config, model.family), *adapter_class.notes(list(self.adapters.values())))
         self._neutral: Tensor | None = None  # weights that change nothing, where the run doesn't begin at them
         if start is not None:
             self._begin_at(start)

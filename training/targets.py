@@ -91,6 +91,13 @@ def _target(layer: tuple, patterns: Sequence[tuple[str, int]], config: AdapterCo
     return Target(path=path, module=module, is_conv=is_conv, rank=rank, scale=alpha / (rank**0.5 if config.rank_stabilised else rank))
 
 
+def target_notes(targets: Sequence[Target], config: AdapterConfig, family: str) -> tuple[str, ...]:
+    """Sentences on settings that this model has nothing for."""
+    if not config.targets.endswith("+conv") or any(target.is_conv for target in targets):
+        return ()
+    return (f"The preset '{config.targets}' asks for convolutions, and none of {family}'s is trained: it is as 'all-linear', and conv_rank has no effect.",)
+
+
 def _finds(patterns: Sequence[str], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 

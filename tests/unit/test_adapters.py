@@ -216,6 +216,12 @@ def test_ranks_of_convolutions_and_single_layers():
     }
 
 
+def test_a_preset_with_convolutions_says_where_there_are_none():
+    assert network(Flow(), targets=CONV).notes == ()
+    (note,) = network(Flow(), targets=CONV, exclude="enter\nleave").notes
+    assert note.startswith(f"The preset '{CONV}' asks for convolutions, and none of flow's is trained")
+
+
 @pytest.mark.parametrize("settings, message", [
     (dict(targets="all-linear", include="blokcs"), "'blokcs' in include finds no layer.*blocks.0.up"),
     (dict(exclude="qkv"), "'qkv' in exclude finds no layer"),
