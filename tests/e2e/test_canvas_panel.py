@@ -84,6 +84,9 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
     details = server.get(f"/pistachio/runs/{run_name}")
     evaluations = [row for row in details["metrics"] if row["kind"] == "eval"]
+    # The node's end, at which the panel asks for the whole history once more, comes after the run's.
+    canvas.page.wait_for_function("() => fetch('/queue').then((answer) => answer.json()).then((queue) => queue.queue_running.length === 0)", timeout=120_000)
+    canvas.page.wait_for_load_state("networkidle")
     canvas.page.wait_for_timeout(500)
     seen = canvas.page.evaluate("() => window.panelSeen")
     assert any(status.endswith(" left") for _, status, _ in seen)
