@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
+from ..dataset.caption_rules import joined
 from ..dataset.joycaption.captioner import LazyJoyCaptioner, caption_dataset
 from ..dataset.joycaption.prompts import ALPHA_TWO, BETA_ONE, CaptionRequest
 from ..dataset.types import Dataset
@@ -81,13 +82,3 @@ def caption(
         batch_size=batch_size, overwrite=overwrite, overwrite_edited=overwrite_edited, trigger_word=trigger_word, free_after=free_after,
         progress=CaptionProgress(progress), check_interrupted=check_interrupted,
     )
-
-
-def joined(*parts: str) -> str:
-    """'photo of' + 'A man.' + 'film grain' -> 'photo of, A man. film grain': a comma unless a sentence ends there."""
-    text = ""
-    for part in (part.strip() for part in parts):
-        if part:
-            gap = "" if not text else " " if text[-1] in ",.;:!?" else ", "
-            text += gap + part
-    return text

@@ -124,7 +124,7 @@ def read_replacements(text: str) -> tuple[Replacement, ...]:
 
 
 def joined(*parts: str) -> str:
-    """'photo of' + 'a man' -> 'photo of, a man': a comma unless a sentence ends there."""
+    """'photo of' + 'A man.' + 'film grain' -> 'photo of, A man. film grain': a comma unless a sentence ends there."""
     text = ""
     for part in (part.strip() for part in parts):
         if part:

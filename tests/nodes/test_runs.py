@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.cancelling import Cancelled, cancel_after
 from support.encoded import encoded_set
 
 
@@ -55,21 +56,6 @@ def files(run):
 
     folder = RunFolder(run.folder)
     return {step: folder.checkpoint_file(step).read_bytes()[-4096:] for step in folder.checkpoint_steps()}
-
-
-class Cancelled(Exception):
-    pass
-
-
-def cancel_after(calls):
-    left = [calls]
-
-    def check():
-        left[0] -= 1
-        if left[0] < 0:
-            raise Cancelled
-
-    return check
 
 
 def test_a_run_leaves_everything_it_promises(wan, encoded, tmp_path):

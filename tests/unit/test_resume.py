@@ -9,6 +9,7 @@ from pistachio.training import schedules
 from pistachio.training.config import EvaluationConfig, OptimizerConfig
 from pistachio.training.errors import NonFiniteLossError
 from pistachio.training.run import RunFolder
+from support.cancelling import Cancelled, cancel_after
 from support.flow_runs import contents, differences, flow_config, flow_run
 from support.killed import Killer
 
@@ -76,21 +77,6 @@ def test_killed_at_its_last_writes_it_ends_the_same(killer, life, expected, tmp_
             break
         killer.live(tmp_path, kill_at=("save", 9), save_interval_seconds=0)
     assert differences(ended(killer, tmp_path), expected) == []
-
-
-class Cancelled(Exception):
-    pass
-
-
-def cancel_after(calls):
-    left = [calls]
-
-    def check():
-        left[0] -= 1
-        if left[0] < 0:
-            raise Cancelled
-
-    return check
 
 
 def test_a_cancel_within_an_evaluation_that_a_kill_had_already_saved(tmp_path, expected):
