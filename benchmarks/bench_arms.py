@@ -141,10 +141,10 @@ class _OnHostModel:
 class Ours(_OnHostModel):
     """`training.loop.Trainer`: batch, forward, backward, clipping, AdamW and weight average, as a run does them."""
 
-    def __init__(self, workload: Workload, *, targets: str = "all-linear", checkpointing: bool = False):
+    def __init__(self, workload: Workload, *, targets: str = "all-linear", keep: str = "everything"):
         super().__init__(workload)
         self.targets = targets
-        self.checkpointing = checkpointing
+        self.keep = keep
         self.trainer = None
 
     def run(self, steps: int, clock: StepClock | None = None) -> StepClock:
@@ -154,7 +154,7 @@ class Ours(_OnHostModel):
         with self.model.training():
             # Made here and not before, so that a peak taken around `run` holds adapters and optimiser, as the node's does.
             if self.trainer is None:
-                self.trainer = Trainer(self.model, self.items, self.config(targets=self.targets), checkpointing=self.checkpointing)
+                self.trainer = Trainer(self.model, self.items, self.config(targets=self.targets), keep=self.keep)
             with self.trainer.network:
                 for _ in range(steps):
                     self.trainer.advance()

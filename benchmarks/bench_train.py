@@ -36,7 +36,7 @@ ARMS = {
     "floor latents only": lambda workload: Floor(workload, latents_only=True),
     "ours all-linear": lambda workload: Ours(workload, targets="all-linear"),
     "ours all-linear+conv": lambda workload: Ours(workload, targets="all-linear+conv"),
-    OURS_CHECKPOINTED: lambda workload: Ours(workload, targets="all-linear", checkpointing=True),
+    OURS_CHECKPOINTED: lambda workload: Ours(workload, targets="all-linear", keep="blocks"),
 }
 PEAK_STEPS = 3  # from the second on AdamW's state exists; the third shows that nothing grows
 STEPS = 5  # in a turn, the first of which warms up

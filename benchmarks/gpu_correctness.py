@@ -41,19 +41,19 @@ def _patcher(network: Network, device: torch.device):
     return patcher
 
 
-def _arm(network: Network, device: torch.device, *, precision: str = "fp32", checkpointing: bool = False) -> Ours:
+def _arm(network: Network, device: torch.device, *, precision: str = "fp32", keep: str = "everything") -> Ours:
     workload = Workload(
         model=_patcher(network, device), latents=latents(network, PICTURES), captions=captions(network, PICTURES),
         batch=2, rank=RANK, precision=precision,
     )
-    return Ours(workload, checkpointing=checkpointing)
+    return Ours(workload, keep=keep)
 
 
 def _with_adapter(arm: Ours):
     """A Trainer whose adapters are not zero: at B = 0 most of the gradient is."""
     from pistachio.training.trainer import Trainer
 
-    trainer = Trainer(arm.model, arm.items, arm.config(), checkpointing=arm.checkpointing)
+    trainer = Trainer(arm.model, arm.items, arm.config(), keep=arm.keep)
     with torch.no_grad():
         noise = torch.randn(trainer.network.parameters.shape, generator=torch.Generator().manual_seed(5)) * 0.05
         trainer.network.parameters.copy_(noise)
@@ -82,7 +82,7 @@ def _gradient(network: Network, device: torch.device, **options) -> torch.Tensor
 def _gradients(network: Network, device: torch.device) -> list[Check]:
     reference = _gradient(network, torch.device("cpu"))
     checks = []
-    for name, options in (("gradient", {}), ("gradient with block checkpointing", {"checkpointing": True})):
+    for name, options in (("gradient", {}), ("gradient with block checkpointing", {"keep": "blocks"})):
         difference = ((_gradient(network, device, **options) - reference).norm() / reference.norm()).item()
         checks.append(Check(
             name=f"{name} against the CPU, fp32", passed=difference <= GRADIENT_TOLERANCE, figure=f"relative difference {difference:.1e}"

@@ -40,7 +40,7 @@ class Peft(_OnHostModel):
     def run(self, steps: int, clock: StepClock | None = None) -> StepClock:
         from peft import LoraConfig, inject_adapter_in_model
         from pistachio.training.batches import BatchPlan, micro_batches
-        from pistachio.training.checkpointing import checkpointed_blocks
+        from pistachio.training.saving import saved_blocks
         from pistachio.training.objective import prediction_error
         from pistachio.training.timesteps import resolve
 
@@ -54,7 +54,7 @@ class Peft(_OnHostModel):
             inject_adapter_in_model(config, network)
             parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
-            with checkpointed_blocks(model):
+            with saved_blocks(model, "blocks"):
                 for step in range(1, steps + 1):
                     samples = plan.samples(step)
                     for group in micro_batches(samples, batch):
@@ -78,7 +78,7 @@ def _bypass(workload: Workload) -> BuiltIn:
 
 ARMS = {
     "ours": lambda workload: Ours(workload),
-    "ours, blocks checkpointed": lambda workload: Ours(workload, checkpointing=True),
+    "ours, blocks checkpointed": lambda workload: Ours(workload, keep="blocks"),
     "built-in, default": lambda workload: BuiltIn(workload),
     "built-in, bypass, depth 2": _bypass,
     "PEFT eager, blocks checkpointed": lambda workload: Peft(workload),

@@ -15,12 +15,12 @@ from ..training.objective import prediction_error
 from .model import HostModel
 
 
-def try_backward(model: HostModel, item: TrainItem, config: TrainConfig, *, checkpointing: bool) -> None:
+def try_backward(model: HostModel, item: TrainItem, config: TrainConfig, *, keep: str) -> None:
     """Inside `model.training()`. PistachioError when no adapter gets a gradient, or one that is not finite."""
     latents = item.latents.to(model.device, torch.float32)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     try:
-        with AdaptedNetwork(model, config.adapter, seed=config.seed, checkpointing=checkpointing) as network:
+        with AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep) as network:
             prediction_error(model, latents, noise, model.sigma_at(torch.tensor([0.5])), [item.condition]).sum().backward()
             size = network.gradients.norm().item()
     except torch.OutOfMemoryError:

@@ -93,7 +93,7 @@ def train_lora(
         model = HostModel(patcher, precision=config.precision) if clip is None else TextTrainedModel(patcher, clip, precision=config.precision)
         model.unload_others()
         start = load_start(model, config.adapter)
-        checkpointing = _use_checkpointing(config, model)
+        keep = _kept(config, model)
         loggers = WandbLogger(logging_config, folder.path, name, to_dict(config)), TensorBoardLogger(logging_config, folder.path)
 
         def log_everywhere(row: dict) -> None:
@@ -110,7 +110,7 @@ def train_lora(
                     log.info("%s", text)
                     log_row({"kind": "note", "step": 0, "text": text})
                 if model.notes:
-                    try_backward(model, train_set[0], config, checkpointing=checkpointing)
+                    try_backward(model, train_set[0], config, keep=keep)
                 train(
                     model, train_set, held_out, settings, part,
                     RunInfo(
@@ -119,7 +119,7 @@ def train_lora(
                         versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *vae_notes(train_set)),
                         start=start,
                     ),
-                    continued_from=part.config()["continued_from"], checkpointing=checkpointing, refit=refit,
+                    continued_from=part.config()["continued_from"], keep=keep, refit=refit,
                     sampler=sampler.attach(model) if sampler and is_whole else None, save_interval_seconds=60 * logging_config.save_state_minutes,
                     # Steps begin again with each fold, so only the canvas sees them.
                     log_row=log_everywhere if is_whole else without_end(log_row), check_interrupted=check_interrupted,
@@ -285,7 +285,8 @@ def _try_forward(model: HostModel, item: CachedItem) -> None:
             ) from error
 
 
-def _use_checkpointing(config: TrainConfig, model: HostModel) -> bool:
+def _kept(config: TrainConfig, model: HostModel) -> str:
+    """What each block keeps for its backward."""
     if config.block_checkpointing != "auto":
         chosen = config.block_checkpointing == "on"
     else:
@@ -294,4 +295,4 @@ def _use_checkpointing(config: TrainConfig, model: HostModel) -> bool:
     if chosen and not model.blocks():
         raise PistachioError(f"{model.family} has no known blocks to checkpoint. Set block checkpointing to 'off' on Train LoRA.")
     log.info("Block checkpointing is %s (%d blocks).", "on" if chosen else "off", len(model.blocks()))
-    return chosen
+    return "blocks" if chosen else "everything"

@@ -16,23 +16,27 @@ from torch import Tensor
 from .adapters import ADAPTERS
 from .adapters.peft import peft_config
 from .adapters.start import AdapterStart, check_covered
-from .checkpointing import checkpointed_blocks
 from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
 from .model import TrainableModel
 from .patching import replaced_forward
+from .saving import check_keep, saved_blocks
 from .seeds import generator, seed_from
 from .targets import select_targets, target_notes
 
 
 class AdaptedNetwork:
     def __init__(
-        self, model: TrainableModel, config: AdapterConfig, *, seed: int, checkpointing: bool = False, start: AdapterStart | None = None
+        self, model: TrainableModel, config: AdapterConfig, *, seed: int, keep: str = "everything", start: AdapterStart | None = None
     ):
-        """`start`: the weights of a file to begin at; without it the network begins as the base."""
+        """`keep`: what each block keeps for its backward, see `saving`.
+
+        `start`: the weights of a file to begin at; without it the network begins as the base.
+        """
+        check_keep(keep)
         self.model = model
         self.config = config
-        self.checkpointing = checkpointing
+        self.keep = keep
         self.enabled = True
         self._seed = seed
         self._pass: tuple[int, int] | None = None
@@ -79,8 +83,7 @@ class AdaptedNetwork:
                 replacement = self._replacement(path, module)
                 if replacement is not None:
                     stack.enter_context(replaced_forward(module, replacement))
-            if self.checkpointing:
-                stack.enter_context(checkpointed_blocks(self.model))
+            stack.enter_context(saved_blocks(self.model, self.keep))
         except BaseException:
             stack.close()
             raise

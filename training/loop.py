@@ -63,7 +63,7 @@ def train(
     info: RunInfo,
     *,
     continued_from: int = 0,
-    checkpointing: bool = False,
+    keep: str = "everything",
     sampler: Sampler | None = None,
     save_interval_seconds: float = 0.0,
     refit: Refit | None = None,
@@ -79,7 +79,7 @@ def train(
     Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step; a kill,
     one that goes on from its last save. The numbers are the same as without the stop.
     """
-    trainer = Trainer(model, train_items, config, checkpointing=checkpointing, start=info.start)
+    trainer = Trainer(model, train_items, config, keep=keep, start=info.start)
     with trainer.network:
         session = _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted)
         session.sampler, session.save_interval_seconds = sampler, save_interval_seconds

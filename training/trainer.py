@@ -37,7 +37,7 @@ class Trainer:
     """The state of a run in memory; `loop.train` drives it."""
 
     def __init__(
-        self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, checkpointing: bool = False,
+        self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, keep: str = "everything",
         start: AdapterStart | None = None,
     ):
         self.model = model
@@ -49,7 +49,7 @@ class Trainer:
         )
         self.objective = Objective(config.objective, model)
         self.notes = self.objective.notes(config.effective_batch)
-        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, checkpointing=checkpointing, start=start)
+        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep, start=start)
         self.optimizer = RunOptimizer(self.network, config.optimizer)
         self.average = self.network.parameters.detach().clone()  # exponential moving average, or the optimiser's own
         self.step = 0

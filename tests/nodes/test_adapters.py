@@ -34,7 +34,7 @@ def test_gradients_equal_finite_differences(prepared, settings):
     """With block checkpointing and without, dropout included; the network is as it was afterwards."""
     before = snapshot(prepared.tiny.model.model.diffusion_model)
     with prepared.model.training():
-        kept, again = prepared.network(**settings), prepared.network(**settings, checkpointing=True)
+        kept, again = prepared.network(**settings), prepared.network(**settings, keep="blocks")
         for adapter in (*kept.adapters.values(), *again.adapters.values()):
             if hasattr(adapter, "row_norm"):  # the norm takes no gradient, so it may not move either
                 adapter.row_norm = lambda like=None, held=adapter.row_norm(): held

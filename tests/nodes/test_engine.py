@@ -26,7 +26,7 @@ def test_gradients_equal_finite_differences(prepared):
     """Those with block checkpointing too, since they are the same; the slope is taken along the gradient."""
     gradient = prepared.plain_gradient
     direction, epsilon = gradient / gradient.norm(), 3e-3
-    with prepared.model.training(), prepared.network(checkpointing=True) as network:
+    with prepared.model.training(), prepared.network(keep="blocks") as network:
         found = prepared.gradient(network)
         with torch.no_grad():
             network.parameters.add_(direction, alpha=epsilon)
@@ -48,7 +48,7 @@ def test_the_blocks_are_checkpointed(prepared):
         for name, block in blocks:
             inner = next(module for module in block.modules() if prepared.model.is_linear(module) or prepared.model.is_conv(module))
             handles.append(inner.register_forward_pre_hook(lambda module, args, name=name: runs.append(name)))
-        with prepared.model.training(), prepared.network(checkpointing=True) as network:
+        with prepared.model.training(), prepared.network(keep="blocks") as network:
             prepared.errors((0,)).sum().backward()
     finally:
         for handle in handles:
@@ -136,7 +136,7 @@ def test_the_callers_model_is_bit_identical_afterwards(prepared, accident):
     attributes = dict(vars(prepared.tiny.model.model))
     functions = shared_functions()
     try:
-        with prepared.model.training(), prepared.network(checkpointing=True) as network:
+        with prepared.model.training(), prepared.network(keep="blocks") as network:
             prepared.gradient(network)
             if accident:
                 raise accident

@@ -16,10 +16,10 @@ KINDS = tuple(ADAPTERS)
 CONV = "all-linear+conv"
 
 
-def network(model, *, away=0.3, checkpointing=False, **settings):
+def network(model, *, away=0.3, keep="everything", **settings):
     """Adapters away from their start, in the model's own dtype."""
     config = AdapterConfig(**{"rank": 3, "alpha": 2, "targets": CONV, **settings})
-    made = AdaptedNetwork(model, config, seed=0, checkpointing=checkpointing)
+    made = AdaptedNetwork(model, config, seed=0, keep=keep)
     made.parameters = made.parameters.detach().to(model.dtype) + away * torch.randn(
         made.parameters.shape, dtype=model.dtype, generator=torch.Generator().manual_seed(1)
     )
@@ -50,12 +50,12 @@ def adapted_weight(kind, weight, t, scale, *, norm_of=None):
     return whole * (t["magnitude"] / norm).view(-1, *[1] * (weight.ndim - 1))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("keep", ["everything", "blocks"])
 @pytest.mark.parametrize("kind, rank", [("dora", 3), ("loha", 3), ("lokr", 1), ("lokr", 64)])
-def test_gradients_are_exact_in_float64(kind, rank, checkpointing):
+def test_gradients_are_exact_in_float64(kind, rank, keep):
     """Against autograd over weights built by the definition; in-place additions, biases, 1x1 and 3x3 kernels."""
     model = Flow(torch.float64)
-    adapted = network(model, kind=kind, rank=rank, checkpointing=checkpointing)
+    adapted = network(model, kind=kind, rank=rank, keep=keep)
     with adapted:
         found = loss(model)
         found.backward()
@@ -78,10 +78,10 @@ def test_gradients_are_exact_in_float64(kind, rank, checkpointing):
 
 
 @pytest.mark.parametrize("kind", ["lora", "lokr", "loha"])
-@pytest.mark.parametrize("dropout, checkpointing", [(0.0, False), (0.4, False), (0.4, True)])
-def test_gradients_equal_finite_differences(kind, dropout, checkpointing):
+@pytest.mark.parametrize("dropout, keep", [(0.0, "everything"), (0.4, "everything"), (0.4, "blocks")])
+def test_gradients_equal_finite_differences(kind, dropout, keep):
     model = Flow(torch.float64)
-    adapted = network(model, kind=kind, dropout=dropout, checkpointing=checkpointing)
+    adapted = network(model, kind=kind, dropout=dropout, keep=keep)
     with adapted, adapted.training_pass(5, 0):
         loss(model).backward()
         direction = adapted.gradients / adapted.gradients.norm()
@@ -128,7 +128,7 @@ def test_no_frozen_weight_is_kept_for_the_backward(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_repeats_with_its_pass_and_is_off_outside_it(kind):
     model = Flow(torch.float64)
-    plain, adapted, again = (network(model, kind=kind, dropout=d, checkpointing=c) for d, c in ((0, False), (0.3, False), (0.3, True)))
+    plain, adapted, again = (network(model, kind=kind, dropout=d, keep=k) for d, k in ((0, "everything"), (0.3, "everything"), (0.3, "blocks")))
     results = {}
     for name, used, at in (("first", adapted, (3, 0)), ("same", again, (3, 0)), ("next pass", adapted, (3, 1)), ("next step", adapted, (4, 0))):
         used.gradients.zero_()
@@ -168,7 +168,7 @@ def test_a_resumed_run_drops_the_same_values(kind):
         state["optimizer"] = torch.load(_saved(state["optimizer"]), weights_only=True)
         for _ in range(3):
             whole.advance()
-    resumed = Trainer(Flow(), train_items(), config, checkpointing=True)
+    resumed = Trainer(Flow(), train_items(), config, keep="blocks")
     resumed.load(state)
     with resumed.network:
         for _ in range(3):

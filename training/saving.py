@@ -1,4 +1,4 @@
-"""Block checkpointing: keep a block's inputs, compute the rest again in the backward."""
+"""What each block keeps for its backward; the rest is computed again there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from typing import Callable, Iterator
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .errors import PistachioError
 from .model import TrainableModel
 from .patching import replaced_forward
 
 
+# What a block keeps: its inputs; and attention's outputs; and the outputs of the dear products; all of it.
+KEEPS = ("blocks", "attention", "products", "everything")
+
+
+def check_keep(keep: str) -> None:
+    if keep not in KEEPS:
+        raise PistachioError(f"A block can't keep '{keep}'. Choose one of {', '.join(KEEPS)}.")
+
+
 @contextmanager
-def checkpointed_blocks(model: TrainableModel) -> Iterator[None]:
+def saved_blocks(model: TrainableModel, keep: str) -> Iterator[None]:
+    """The model's blocks keep as much as `keep` says."""
+    check_keep(keep)
     with ExitStack() as stack:
+        if keep == "everything":
+            yield
+            return
         for _, block in model.blocks():
             stack.enter_context(replaced_forward(block, _checkpointed(block.forward)))
         yield
