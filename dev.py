@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree
 import zipfile
@@ -24,7 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV, HOSTS = ROOT / ".venv", ROOT / ".host"
 SETUP_LOG = HOSTS / "setup.log"
-SUITES = ("unit", "hygiene", "nodes", "e2e")
+# Suites of different lanes run side by side; the lanes take about the same time.
+LANES = (("nodes",), ("unit", "hygiene", "e2e"))
+SUITES = tuple(suite for lane in LANES for suite in lane)
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 TEST_EXTRAS = (
@@ -228,10 +231,15 @@ def set_up(given_comfyui: Path | None) -> Setup:
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-def run(command: list, **environment: str) -> int:
-    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env={**os.environ, **environment})
+def run(command: list, *, prefix: str = "", **environment: str) -> int:
+    """`prefix`: stands before each line of what the child prints, where several run at once."""
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"} if prefix else {}
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, **output)
+    lines = iter(process.stdout or ())
     while True:
         try:
+            for line in lines:
+                print(f"{prefix}{line}", end="", flush=True)
             return process.wait()
         except KeyboardInterrupt:
             # The terminal sent it to the child too, which saves its work before it ends.
@@ -275,37 +283,56 @@ def ensure_browser() -> None:
         say("There is no Chromium or Chrome on PATH: the tests of the canvas will fail. Install one, then run again.")
 
 
-def test(options) -> int:
-    setup = set_up(options.comfyui)
-    suites = [options.name] if options.name else list(SUITES)
-    results, lines = {}, []
+def run_suite(suite: str, setup: Setup, options, *, prefix: str) -> dict:
     # The models of the tests are so small that more threads cost more than they give.
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
-    for suite in suites:
-        if suite == "e2e":
-            ensure_browser()
-        print(f"\n=== {suite} ===", flush=True)
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            report = Path(folder) / "report.xml"
-            command = [setup.python, "-m", "pytest", "-q", "--durations=5", f"tests/{suite}", f"--junitxml={report}", *setup.host_arguments]
-            if options.k:
-                command += ["-k", options.k]
-            code = run([*command, *options.extra], **threads)
-            numbers = counts(report)
-        nothing_matched = code == 5 and bool(options.k)  # pytest's own status for "no tests were collected"
-        seconds = time.monotonic() - started
-        results[suite] = {"ok": code == 0 or nothing_matched, "exit_status": code, "seconds": round(seconds, 1), **numbers}
-        verdict = "ok" if code == 0 else "no test matched" if nothing_matched else "FAILED"
-        outcome = ", ".join(f"{count} {name}" for name, count in numbers.items() if count) or "no tests ran"
-        lines.append(f"{suite:8} {verdict:16} {outcome}, {seconds:.0f} s")
-        if code == 2 and not numbers:  # interrupted from the keyboard
-            break
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [setup.python, "-m", "pytest", "-q", "--durations=5", f"tests/{suite}", f"--junitxml={report}", *setup.host_arguments]
+        if options.k:
+            command += ["-k", options.k]
+        code = run([*command, *options.extra], prefix=prefix, **threads)
+        numbers = counts(report)
+    nothing_matched = code == 5 and bool(options.k)  # pytest's own status for "no tests were collected"
+    return {"ok": code == 0 or nothing_matched, "exit_status": code, "seconds": round(time.monotonic() - started, 1), **numbers}
+
+
+def in_words(suite: str, result: dict) -> str:
+    verdict = "ok" if result["exit_status"] == 0 else "no test matched" if result["ok"] else "FAILED"
+    numbers = [f"{result[name]} {name}" for name in ("passed", "failed", "errors", "skipped") if result.get(name)]
+    return f"{suite:8} {verdict:16} {', '.join(numbers) or 'no tests ran'}, {result['seconds']:.0f} s"
+
+
+def test(options) -> int:
+    setup = set_up(options.comfyui)
+    lanes = [(options.name,)] if options.name else LANES
+    if any("e2e" in lane for lane in lanes):
+        ensure_browser()
+    results: dict[str, dict] = {}
+
+    def run_lane(suites: tuple[str, ...]) -> None:
+        for suite in suites:
+            results[suite] = run_suite(suite, setup, options, prefix=f"{suite:8}| " if len(lanes) > 1 else "")
+            if results[suite]["exit_status"] == 2 and "passed" not in results[suite]:  # interrupted from the keyboard
+                break
+
+    threads = [threading.Thread(target=run_lane, args=(lane,)) for lane in lanes[1:]]
+    for thread in threads:
+        thread.start()
+    run_lane(lanes[0])
+    while any(thread.is_alive() for thread in threads):
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            continue  # as in `run`
     print(f"\nComfyUI: {setup.comfyui}")
-    print("\n".join(lines), flush=True)
+    print("\n".join(in_words(suite, results[suite]) for suite in SUITES if suite in results), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"comfyui": str(setup.comfyui), "suites": results}, indent=2) + "\n")
-    return 0 if all(result["ok"] for result in results.values()) else 1
+    finished = len(results) == sum(map(len, lanes))
+    return 0 if finished and all(result["ok"] for result in results.values()) else 1
 
 
 def link_folder(source: Path, target: Path) -> None:
