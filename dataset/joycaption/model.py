@@ -157,6 +157,8 @@ class JoyCaptioner:
         self.image_token_id = int(token if token is not None else config.image_token_id)
         self.image_seq_length = int(config.image_seq_length)
         self.image_side = int(config.vision_config.image_size)
+        # transformers before 4.50 takes fewer picture tokens than this for a prompt that it must expand, every later token among them, and then attends to the padding
+        self._guesses_expansion = hasattr(model, "_merge_input_ids_with_image_features")
         self._base_generation = copy.deepcopy(model.generation_config)
         eos = self._base_generation.eos_token_id
         if eos is None:
@@ -198,6 +200,8 @@ class JoyCaptioner:
         pixels = to_pixels(images, self.image_side).to(device, self.model.dtype)
         # set on the model instead of passed: transformers 5 fills unset fields of a passed config from the file's sampling settings
         self.model.generation_config = self._generation_config(first)
+        if self._guesses_expansion:
+            self.model.config.image_seq_length = 0
         devices = [device] if device.type == "cuda" else []
         try:
             with torch.inference_mode(), torch.random.fork_rng(devices=devices):
@@ -207,6 +211,8 @@ class JoyCaptioner:
                 )
         finally:
             self.model.generation_config = self._base_generation
+            if self._guesses_expansion:
+                self.model.config.image_seq_length = self.image_seq_length
         return [self._decode(tokens) for tokens in output_BL[:, input_ids_BL.shape[1] :].tolist()]
 
     def prompt_tokens(self, prompt: str) -> list[int]:
