@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Sequence
 
 import torch
+from torch import Tensor
 
 from . import schedules, timesteps
 from .adapted import AdaptedNetwork
@@ -64,7 +65,7 @@ class Trainer:
         sums = torch.zeros(2, device=self.model.device)
         for index, batch in enumerate(micro_batches(samples, self.config.batch_size)):
             with self.network.training_pass(step, index):
-                errors_B = self._errors(batch)
+                errors_B = sample_losses(self.model, self.network, self.objective, batch)
                 (errors_B.sum() / len(samples)).backward()
             is_prior_B = torch.tensor([sample.is_prior for sample in batch], device=errors_B.device)
             sums += torch.stack([errors_B.detach()[~is_prior_B].sum(), errors_B.detach()[is_prior_B].sum()])
@@ -93,31 +94,6 @@ class Trainer:
             learning_rate=learning_rate * (scales[0] if scales else 1.0),
         )
 
-    def _errors(self, batch: list[Sample]):
-        """[B] losses; a prior sample's target is what the base itself predicts there, all over the picture."""
-        model = self.model
-        latents = torch.cat([sample.item.latents for sample in batch]).to(model.device, torch.float32)
-        noise = torch.cat([sample.noise for sample in batch]).to(model.device)
-        t_B = torch.stack([sample.t for sample in batch])
-        sigma_B = model.sigma_at(t_B)
-        x_t, target = model.add_noise(latents, noise, sigma_B), latents
-        if self.config.objective.input_perturbation:
-            perturbation = torch.cat([sample.perturbation for sample in batch]).to(model.device)
-            x_t, target = self.objective.perturbed(x_t, latents, perturbation, sigma_B)
-        conditions = [sample.condition for sample in batch]
-        priors = [i for i, sample in enumerate(batch) if sample.is_prior]
-        if priors:
-            with torch.no_grad(), self.network.disabled():
-                base = model.predict(x_t[priors], sigma_B[priors], [conditions[i] for i in priors])
-            target = target.clone()
-            target[priors] = base.float()
-        masks = [None if sample.is_prior else sample.item.mask for sample in batch]
-        losses_B = self.objective.losses(model.predict(x_t, sigma_B, conditions), target, sigma_B, t_B, masks)
-        item_weights = [sample.item.loss_weight for sample in batch]
-        if any(weight != 1 for weight in item_weights):
-            losses_B = losses_B * torch.tensor(item_weights, device=losses_B.device)
-        return losses_B
-
     def state(self) -> dict:
         return {
             "step": self.step,
@@ -135,3 +111,28 @@ class Trainer:
         self.average.copy_(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.loss_ema = state["step"], state["loss_ema"]
+
+
+def sample_losses(model: TrainableModel, network: AdaptedNetwork, objective: Objective, batch: list[Sample]) -> Tensor:
+    """[B]; a prior sample's target is what the base itself predicts there, all over the picture."""
+    latents = torch.cat([sample.item.latents for sample in batch]).to(model.device, torch.float32)
+    noise = torch.cat([sample.noise for sample in batch]).to(model.device)
+    t_B = torch.stack([sample.t for sample in batch])
+    sigma_B = model.sigma_at(t_B)
+    x_t, target = model.add_noise(latents, noise, sigma_B), latents
+    if objective.config.input_perturbation:
+        perturbation = torch.cat([sample.perturbation for sample in batch]).to(model.device)
+        x_t, target = objective.perturbed(x_t, latents, perturbation, sigma_B)
+    conditions = [sample.condition for sample in batch]
+    priors = [i for i, sample in enumerate(batch) if sample.is_prior]
+    if priors:
+        with torch.no_grad(), network.disabled():
+            base = model.predict(x_t[priors], sigma_B[priors], [conditions[i] for i in priors])
+        target = target.clone()
+        target[priors] = base.float()
+    masks = [None if sample.is_prior else sample.item.mask for sample in batch]
+    losses_B = objective.losses(model.predict(x_t, sigma_B, conditions), target, sigma_B, t_B, masks)
+    item_weights = [sample.item.loss_weight for sample in batch]
+    if any(weight != 1 for weight in item_weights):
+        losses_B = losses_B * torch.tensor(item_weights, device=losses_B.device)
+    return losses_B

@@ -14,7 +14,7 @@ from pistachio.training.loop import RunInfo, train
 from pistachio.training.objective import Objective, squared_error
 from pistachio.training.run import RunFolder
 from pistachio.training.timestep_chart import draw_timestep_chart, objective_curves, sentences
-from pistachio.training.trainer import Trainer
+from pistachio.training.trainer import Trainer, sample_losses
 from pistachio.training.weighting import signal_to_noise, weights
 
 SIGMAS = {"flow": torch.tensor([0.05, 0.3, 0.7, 0.95]), "eps": torch.tensor([0.1, 0.6, 2.0, 12.0]), "v": torch.tensor([0.1, 0.6, 2.0, 12.0])}
@@ -270,7 +270,8 @@ def test_prior_samples_are_not_masked():
     with torch.no_grad():
         made.network.parameters.add_(0.3)
     with made.network:
-        prior, own = made._errors([sample]), made._errors([Sample(item=sample.item, t=sample.t, noise=sample.noise, is_prior=False)])
+        own_sample = Sample(item=sample.item, t=sample.t, noise=sample.noise, is_prior=False)
+        prior, own = (sample_losses(made.model, made.network, made.objective, [each]) for each in (sample, own_sample))
     assert prior.item() > 0 and own.item() == 0
 
 
