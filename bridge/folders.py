@@ -18,6 +18,7 @@ from ..training.run import Run, check_run_name, list_runs
 EXTRA_ROOTS = "pistachio"  # the key in extra_model_paths.yaml
 CAPTIONERS = "LLM"  # where other packs keep language models too
 CACHE_FOLDER = ".cache"
+PICTURES_INDEX = "pictures-1.jsonl"  # another number when what is found out about a file changes
 
 # Added, never replaced: an entry of extra_model_paths.yaml comes first.
 folder_paths.add_model_folder_path(CAPTIONERS, os.path.join(folder_paths.models_dir, CAPTIONERS))
@@ -110,6 +111,11 @@ def runs_folder() -> Path:
 
 def cache_folder() -> Path:
     return runs_folder() / CACHE_FOLDER
+
+
+def pictures_index() -> Path:
+    """What was found out about pictures before."""
+    return cache_folder() / PICTURES_INDEX
 
 
 def run_names() -> list[str]:

@@ -1,14 +1,16 @@
 """HTTP: the history of runs as JSON, and small previews of dataset pictures.
 
-GET /pistachio/runs, /pistachio/runs/{name} and /pistachio/thumbnail?file=...&size=...
-Files are read in a thread, so that a long metrics file never stalls the server.
+GET /pistachio/runs, /pistachio/runs/{name} and /pistachio/thumbnail?file=...&size=..., with &folder=... for a picture of a
+reviewed folder. Files are read in a thread, so that a long metrics file never stalls the server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from io import BytesIO
+from pathlib import Path
 
 from aiohttp import web
 from PIL import ImageOps
@@ -19,8 +21,10 @@ from ..training.errors import PistachioError
 from ..training.run import Run, RunFolder, list_runs
 from .events import finite, thumbnail_file
 from .folders import allowed_file, find_run, runs_folder
+from .review_routes import add_review_routes, reviewed_file
 
 MAX_THUMBNAIL_PX = 1024
+KEPT_THUMBNAILS = 4096  # of about 8 kB: scrolling back decodes nothing
 
 
 def add_routes() -> None:
@@ -29,6 +33,7 @@ def add_routes() -> None:
     routes.get("/pistachio/runs")(get_runs)
     routes.get("/pistachio/runs/{name}")(get_run)
     routes.get("/pistachio/thumbnail")(get_thumbnail)
+    add_review_routes(routes)
 
 
 async def get_runs(request: web.Request) -> web.Response:
@@ -46,7 +51,8 @@ async def get_thumbnail(request: web.Request) -> web.Response:
     if not size_text.isdecimal() or not 16 <= int(size_text) <= MAX_THUMBNAIL_PX:
         return web.json_response({"error": f"'{size_text}' is no size in pixels. Give 16 to {MAX_THUMBNAIL_PX}."}, status=400)
     try:
-        picture = await asyncio.to_thread(thumbnail, query.get("file", ""), int(size_text))
+        find = functools.partial(reviewed_file, query["folder"]) if "folder" in query else allowed_file
+        picture = await asyncio.to_thread(lambda: small_picture(find(query.get("file", "")), int(size_text)))
     except PistachioError as error:
         return web.json_response({"error": str(error)}, status=404)
     return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
@@ -96,7 +102,18 @@ def samples(folder: RunFolder, metrics: list[dict]) -> list[dict]:
 
 
 def thumbnail(file: str, size_px: int) -> bytes:
-    image = ImageOps.contain(read_rgb(allowed_file(file)), (size_px, size_px))
+    return small_picture(allowed_file(file), size_px)
+
+
+def small_picture(file: Path, size_px: int) -> bytes:
+    """JPEG."""
+    status = file.stat()
+    return _thumbnail(str(file), status.st_mtime_ns, status.st_size, size_px)
+
+
+@functools.lru_cache(maxsize=KEPT_THUMBNAILS)
+def _thumbnail(file: str, mtime_ns: int, size_bytes: int, size_px: int) -> bytes:
+    image = ImageOps.contain(read_rgb(Path(file)), (size_px, size_px))
     data = BytesIO()
     image.save(data, format="JPEG", quality=85)
     return data.getvalue()

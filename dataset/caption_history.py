@@ -22,6 +22,8 @@ from .files import atomic_write_text, write_error
 log = logging.getLogger(__name__)
 
 HISTORY_FOLDER, HISTORY_FILE = ".pistachio", "caption_history.jsonl"
+REVIEW, UNDONE, REDONE, GOING_BACK = "Review", "Review, undone", "Review, redone", "going back"
+RESTORING = (UNDONE, REDONE, GOING_BACK)  # these put a text back that somebody wrote before
 _lock = threading.Lock()  # two nodes of one ComfyUI; two processes are kept apart by O_APPEND
 
 
@@ -31,7 +33,7 @@ class Change:
 
     number: int  # 1, 2, ...: all files written together share it
     file: str  # from the dataset's folder, with forward slashes
-    by: str  # "Caption Rules", "Caption Dataset", "going back"
+    by: str  # "Caption Rules", "Caption Dataset", "Review", ...
     before: str | None  # None: there was no file
     after: str | None  # None: the file was removed
     source: str | None  # what `after` was made from; None: from nothing but the picture
@@ -45,6 +47,7 @@ class Written:
     number: int | None  # None: nothing had to be changed
     changed: tuple[str, ...]
     edited: tuple[str, ...]  # left alone, as a person wrote them
+    differing: tuple[str, ...] = ()  # left alone, as they don't hold the text that the caller saw
 
 
 class CaptionHistory:
@@ -54,21 +57,23 @@ class CaptionHistory:
         self.folder = Path(folder)
         self.path = self.folder / HISTORY_FOLDER / HISTORY_FILE
         self.changes: list[Change] = []
-        self._last: dict[str, Change] = {}
+        self._of_file: dict[str, list[Change]] = {}
         self._read()
 
     # ---- whose text is it -----------------------------------------------------
 
     def is_edited(self, path: Path, text: str | None) -> bool:
-        """We wrote this file once and something else stands there now: a person's text."""
-        last = self._last.get(self._name(path))
+        """We wrote this file once and something else stands there now, or it was written in the review: a person's text."""
+        changes = self._of_file.get(self._name(path))
+        if not changes or text is None:
+            return False
         # `before` too: a kill between the line in the history and the file leaves the old text
-        return last is not None and text is not None and text not in (last.after, last.before)
+        return text not in (changes[-1].after, changes[-1].before) or _is_persons(changes, text)
 
     def source(self, path: Path, text: str | None) -> str | None:
         """What rules start from: the text before our own rules where ours stands, else the text itself."""
-        last = self._last.get(self._name(path))
-        return last.source if last is not None and last.after == text and last.source is not None else text
+        changes = self._of_file.get(self._name(path))
+        return changes[-1].source if changes and changes[-1].after == text and changes[-1].source is not None else text
 
     # ---- writing -----------------------------------------------------------------
 
@@ -78,6 +83,7 @@ class CaptionHistory:
         *,
         by: str,
         sources: Mapping[Path, str | None] | None = None,  # what each text was made from
+        seen: Mapping[Path, str | None] | None = None,  # what the caller believes each file to hold; another text is not replaced
         overwrite_edited: bool = False,
         check_interrupted: Callable[[], None] = lambda: None,
     ) -> Written:
@@ -86,7 +92,7 @@ class CaptionHistory:
         A file that a person edited since we wrote it is left alone unless `overwrite_edited`; a file that already holds the text is not touched.
         """
         number = self.changes[-1].number + 1 if self.changes else 1
-        changed, edited = [], []
+        changed, edited, differing = [], [], []
         for path, text in texts.items():
             check_interrupted()  # what is written so far stays, and can be gone back on
             text = None if text is None else text.strip()
@@ -94,6 +100,9 @@ class CaptionHistory:
             if now == text:
                 continue
             name = self._name(path)
+            if seen is not None and now != seen.get(path):
+                differing.append(name)
+                continue
             if not overwrite_edited and self.is_edited(path, now):
                 edited.append(name)
                 continue
@@ -105,7 +114,7 @@ class CaptionHistory:
             else:
                 atomic_write_text(path, text + "\n")
             changed.append(name)
-        return Written(number=number if changed else None, changed=tuple(changed), edited=tuple(edited))
+        return Written(number=number if changed else None, changed=tuple(changed), edited=tuple(edited), differing=tuple(differing))
 
     def restore_before(self, number: int, *, overwrite_edited: bool = False) -> Written:
         """Every file as it was before change `number`. Going back is a change too, so it can be gone back on."""
@@ -117,10 +126,10 @@ class CaptionHistory:
             if change.number >= number:
                 first.setdefault(change.file, change)
         texts = {self._path(change.file): change.before for change in first.values()}
-        sources = {self._path(change.file): self._source_before(change) for change in first.values()}
-        return self.write(texts, by="going back", sources=sources, overwrite_edited=overwrite_edited)
+        sources = {self._path(change.file): self.source_before(change) for change in first.values()}
+        return self.write(texts, by=GOING_BACK, sources=sources, overwrite_edited=overwrite_edited)
 
-    def _source_before(self, change: Change) -> str | None:
+    def source_before(self, change: Change) -> str | None:
         """What the restored text had been made from, so that rules start there again."""
         earlier = [c for c in self.changes if c.file == change.file and c.number < change.number and c.after == change.before]
         return earlier[-1].source if earlier else None
@@ -171,7 +180,7 @@ class CaptionHistory:
 
     def _add(self, change: Change) -> None:
         self.changes.append(change)
-        self._last[change.file] = change
+        self._of_file.setdefault(change.file, []).append(change)
 
     def _append(self, change: Change) -> None:
         self._check_place()
@@ -191,6 +200,15 @@ class CaptionHistory:
         except OSError as error:
             raise write_error(self.path, error) from error
         self._add(change)
+
+
+def _is_persons(changes: list[Change], text: str) -> bool:
+    """Did a person write `text`, in the review or outside? `changes` are all of one file."""
+    for change in reversed(changes):
+        if change.after == text and change.by not in RESTORING:
+            return change.by == REVIEW
+    # None of us wrote it. It is what stood there at first, or came between two changes.
+    return any(change.before == text for change in changes[1:]) and changes[0].before != text
 
 
 def _remove(path: Path) -> None:

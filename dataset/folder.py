@@ -18,6 +18,8 @@ from ..training.errors import PistachioError
 from .captions import CAPTION_TABLE, more_caption_paths, read_caption, read_caption_table
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
 from .inspected import InspectedFiles
+from .review_marks import FILE_NAME as REVIEW_MARKS
+from .review_marks import read_marks
 from .types import Dataset, Picture, Skipped
 from .video import VIDEO_EXTENSIONS, ClipSettings, is_video, read_clips
 
@@ -38,7 +40,7 @@ def load_folder(
     progress: Callable[[int, int], None] = lambda done, total: None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Dataset:
-    """Every readable picture of a folder with its sidecar caption, in natural order.
+    """Every readable picture of a folder with its sidecar caption, in natural order, without those excluded in the review.
 
     Unreadable pictures go to `Dataset.skipped` with the reason. PistachioError: no such folder,
     no picture in it, none readable, or a caption that is not UTF-8.
@@ -54,6 +56,11 @@ def load_folder(
         raise PistachioError(
             f"The folder '{folder}' has no pictures. Put at least five in it ({', '.join(sorted(e[1:] for e in EXTENSIONS))}).{hint}"
         )
+    marks = read_marks(folder)
+    excluded = [name for path in candidates if (name := path.relative_to(folder).as_posix()) in marks.excluded]
+    candidates = [path for path in candidates if path.relative_to(folder).as_posix() not in marks.excluded]
+    if not candidates:
+        raise PistachioError(f"All {len(excluded)} pictures in '{folder}' are excluded in the review. Include some of them on Review Dataset.")
     pictures, skipped, notes = [], [], []
     sidecars: dict[Path, str] = {}
     stems: dict[Path, set[str]] = {}
@@ -94,7 +101,15 @@ def load_folder(
             notes.append(f"{plural(len(videos), 'video')} passed over: {names}. Use Load Video Folder to train on videos.")
     if skipped:
         notes.append(f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out: {name_list([s.relative_path for s in skipped])}.")
-    return Dataset(folder=folder, pictures=tuple(pictures), skipped=tuple(skipped), trigger_word=trigger_word.strip(), notes=tuple(notes))
+    if excluded:
+        notes.append(f"{plural(len(excluded), 'picture')} excluded in the review and left out: {name_list(excluded)}.")
+    held_out = tuple(dict.fromkeys(p.relative_path for p in pictures if p.relative_path in marks.held_out))  # a video may have several clips
+    if held_out:
+        notes.append(f"{plural(len(held_out), 'picture')} marked in the review to be held out: {name_list(list(held_out))}.")
+    return Dataset(
+        folder=folder, pictures=tuple(pictures), skipped=tuple(skipped), trigger_word=trigger_word.strip(), notes=tuple(notes),
+        held_out_marks=held_out,
+    )
 
 
 def list_pictures(folder: Path, *, recursive: bool, videos: bool = False) -> list[Path]:
@@ -141,12 +156,12 @@ def _with_texts(picture: Picture, table: dict[str, tuple[str, ...]], stems: set[
 
 
 def folder_fingerprint(folder: Path, *, recursive: bool = True, videos: bool = False) -> str:
-    """Changes whenever a picture or caption is added, removed, renamed or saved; decodes nothing."""
+    """Changes whenever a picture or caption is added, removed, renamed, saved or marked in the review; decodes nothing."""
     digest = hashlib.sha256()
     folder = Path(folder).absolute()
     if folder.is_dir():
         pictures = list_pictures(folder, recursive=recursive, videos=videos)
-        files = [folder / CAPTION_TABLE, *(parent / CAPTION_TABLE for parent in sorted({path.parent for path in pictures} - {folder}))]
+        files = [folder / REVIEW_MARKS, folder / CAPTION_TABLE, *(parent / CAPTION_TABLE for parent in sorted({path.parent for path in pictures} - {folder}))]
         for path in pictures:
             caption, mask = path.with_suffix(".txt"), find_mask(path)
             files += [path, caption, *more_caption_paths(caption, frozenset()), *([mask] if mask else [])]

@@ -32,7 +32,7 @@ def split_dataset(
     Held out: max(4, round(share * n)) of n different pictures, but never more than half, so that
     training keeps at least as many (n = 5 holds out 2, n = 6 or 7 holds out 3). A share of 0 holds
     out none. Near-duplicates stay on one side. `held_out_names` (relative paths, file names, stems
-    or patterns such as "eval/*") replaces the automatic choice.
+    or patterns such as "eval/*") and what is marked in the review replace the automatic choice.
     """
     if not 0.0 <= held_out_share <= 0.5:
         raise PistachioError(f"The held-out share is {held_out_share}. Set it between 0 and 0.5 on Split Dataset; 0.2 is usual.")
@@ -45,8 +45,12 @@ def split_dataset(
         )
     notes: list[str] = []
     groups = near_duplicate_groups(list(by_hash.values()))
-    if held_out_names:
-        held_out = _named(dataset, held_out_names, groups, notes)
+    marks = set(dataset.held_out_marks)
+    marked = [picture for picture in dataset.pictures if picture.relative_path in marks]
+    if marked:
+        notes.append(f"{plural(len(marked), 'picture')} held out as marked in the review: {name_list([p.relative_path for p in marked])}.")
+    if held_out_names or marked:
+        held_out = _named(dataset, held_out_names, {picture.content_hash for picture in marked}, groups, notes)
     elif held_out_share == 0:
         held_out = frozenset()
     else:
@@ -58,7 +62,7 @@ def split_dataset(
         held_out = _chosen(groups, _held_out_count(len(by_hash), held_out_share), seed)
     train = sorted(set(by_hash) - held_out)
     if not train:
-        raise PistachioError("Every picture is held out and none is left to train on. Name fewer pictures on Split Dataset.")
+        raise PistachioError("Every picture is held out and none is left to train on. Name fewer pictures on Split Dataset, or mark fewer in the review.")
     notes.extend(_size_notes(len(by_hash), len(held_out)))
     split = Split(
         split_id=_split_id(sorted(by_hash), held_out_share, seed, sorted(held_out)),
@@ -116,8 +120,11 @@ def _chosen(groups: list[list[Picture]], count: int, seed: int) -> frozenset[str
     return frozenset(p.content_hash for group in taken for p in group)
 
 
-def _named(dataset: Dataset, names: tuple[str, ...], groups: list[list[Picture]], notes: list[str]) -> frozenset[str]:
-    chosen: set[str] = set()
+def _named(
+    dataset: Dataset, names: tuple[str, ...], marked: set[str], groups: list[list[Picture]], notes: list[str]
+) -> frozenset[str]:
+    """Content hashes of the pictures with these names, of the marked ones and of what looks like them."""
+    chosen = set(marked)
     for name in (n.strip().replace("\\", "/") for n in names):
         if not name:
             continue

@@ -19,6 +19,18 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Box:
+    """What a detector found in a picture, in the picture's pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    kind: str = "subject"  # "face" or "subject"
+    score: float = 1.0  # 0..1, where the detector gives one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
     path: Path  # absolute
     relative_path: str  # from the dataset's folder, with forward slashes
@@ -31,6 +43,7 @@ class Picture:
     more_captions: tuple[str, ...] = ()  # other captions of the same picture
     mask_path: Path | None = None
     clip: Clip | None = None  # a part of a video; None: a picture
+    boxes: tuple[Box, ...] = ()  # empty: nothing was looked for, or nothing was found
 
     @property
     def caption_path(self) -> Path:
@@ -59,6 +72,7 @@ class Dataset:
     trigger_word: str = ""
     split: Split | None = None
     notes: tuple[str, ...] = ()  # sentences for the user
+    held_out_marks: tuple[str, ...] = ()  # relative paths that a person marked in the review
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from .checks import CheckDataset
 from .dataset import LoadImageFolder, LoadVideoFolder, SplitDataset
 from .encode import AugmentationSettings, EncodeDataset
 from .grid import CheckpointGrid
+from .review import ReviewDataset
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
 from .timesteps import TimestepPlot
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     CaptionRulesNode,
     CaptionHistoryNode,
     CheckTrigger,
+    ReviewDataset,
     SplitDataset,
     CheckDataset,
     EncodeDataset,
