@@ -88,6 +88,12 @@ def _names(model_config) -> list[str]:
     return [cls.__name__ for cls in type(model_config).__mro__]
 
 
+def family_of(base_model) -> str:
+    """The family's name for a person; of one that nobody has proved, the host's own."""
+    name = type(base_model.model_config).__name__
+    return PROVED.get(name, name)
+
+
 def why_refused(base_model) -> str | None:
     """The reason, after "it can't be trained:", or None."""
     for name in _names(base_model.model_config):

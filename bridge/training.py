@@ -25,6 +25,7 @@ from ..training.loop import RunInfo, train
 from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
 from .encode import clip_fingerprint
+from .families import family_of
 from .fingerprint import fingerprint
 from .items import CachedItem, Regularization, load_items, vae_notes
 from .lora_import import load_start, with_start_hash
@@ -84,7 +85,8 @@ def train_lora(
         pictures = _pictures_hash(encoded, regularization)
         if source is not None:
             _check_same(source, config, pictures, model_hash)
-        if not _open_run(folder, config, encoded, pictures, model_hash, extend=continue_run is not None):
+        family = family_of(patcher.model)
+        if not _open_run(folder, config, encoded, pictures, model_hash, family, extend=continue_run is not None):
             log.info("Run '%s' is finished already: returning it.", name)
             return run
         sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
@@ -129,7 +131,7 @@ def train_lora(
         try:
             if needs_folds(config.evaluation):
                 def open_part(part: RunFolder, split: EncodedDataset, settings: TrainConfig) -> bool:
-                    return _open_run(part, settings, split, _pictures_hash(split, regularization), model_hash, extend=False)
+                    return _open_run(part, settings, split, _pictures_hash(split, regularization), model_hash, family, extend=False)
 
                 train_on_all(folder, encoded, config, source=source, open_part=open_part, sit=sit)
             else:
@@ -153,20 +155,22 @@ def _check_clip(clip, encoded: EncodedDataset, config: TrainConfig) -> None:
 # ---- identity ------------------------------------------------------------
 
 
-def _open_run(folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, pictures: str, model_hash: str, *, extend: bool) -> bool:
+def _open_run(
+    folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, pictures: str, model_hash: str, family: str, *, extend: bool
+) -> bool:
     """True when there is something to train. The same settings, pictures and model resume; others are a conflict."""
     identity = {"settings": to_dict(config), "pictures": pictures, "base_model": model_hash}
     existing = folder.config()
     is_begun = folder.has_state() or (folder.path / FOLDS_FOLDER).is_dir()
     if existing is None or not is_begun:  # new, or refused before its first number: nothing to lose
         folder.write_json("dataset.json", _describe(encoded))
-        folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, **identity})
+        folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, "family": family, **identity})
         return True
     changed = _differences(existing, identity)
     if extend and changed == ["num_steps"]:
         # One write: the report, which speaks of fewer steps, no longer counts as this run's.
         last_step = (folder.report() or {}).get("last_step", 0)
-        folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, **identity})
+        folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, "family": family, **identity})
         return True
     swapped = swap_words(folder.dataset(), encoded) if changed == [PICTURES_LABEL] else ""
     if swapped:

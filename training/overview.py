@@ -1,0 +1,199 @@
+"""What a list of runs shows of each, read cheaply, and which runs may be drawn on one chart.
+
+A run of a hundred thousand steps has a hundred thousand rows, of which a list needs the evaluations and the last one:
+the others are passed over as bytes. What was read is kept until a file of the run changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from .errors import PistachioError
+from .run import Run, RunFolder
+
+SPARKLINE_POINTS = 40
+TRASH_FOLDER = ".trash"
+EVALUATION_MARK = b'"kind": "eval"'
+SAME_ERROR = 1e-6  # relative; two sums of the same numbers in another order differ by less
+
+_kept: dict[Path, tuple[tuple, dict]] = {}
+
+
+def summarise(run: Run) -> dict:
+    """JSON values: what the run is, how far it came, its curve in a few points, and its size on the disk."""
+    stamp = _stamp(run.folder)
+    kept = _kept.get(run.folder)
+    if kept is None or kept[0] != stamp:
+        kept = _kept[run.folder] = (stamp, _read(run))
+    # Whether somebody trains it is in no file.
+    return kept[1] | {"status": RunFolder(run.folder).status()}
+
+
+def _stamp(folder: Path) -> tuple:
+    def of(path: Path):
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size
+
+    names = ("config.json", "dataset.json", "metrics.jsonl", "report.json", "checkpoints", "samples", "state")
+    return tuple(of(folder / name) for name in names)
+
+
+def _read(run: Run) -> dict:
+    folder = RunFolder(run.folder)
+    config, dataset, report = folder.config() or {}, folder.dataset() or {}, folder.report() or {}
+    evaluations, step = _evaluations_and_step(run.folder / "metrics.jsonl")
+    curve = [[row["step"], row["loss_delta_pct"]] for row in evaluations if row.get("loss_delta_pct") is not None]
+    return {
+        "name": run.name,
+        "family": config.get("family", ""),
+        "trigger": dataset.get("trigger_word", ""),
+        "num_pictures": len(dataset.get("pictures", ())),
+        "num_steps": config.get("settings", {}).get("num_steps", 0),
+        "step": step,
+        "chosen_step": report.get("chosen_step"),
+        "last_step": report.get("last_step"),
+        "state": report.get("state"),
+        "checkpoints": folder.checkpoint_steps(),
+        "verdict": report.get("verdict"),
+        "eval_delta_pct": report.get("eval_delta_pct"),
+        "sparkline": thinned(curve, SPARKLINE_POINTS),
+        "created": report.get("created"),
+        "modified": (run.folder / "config.json").stat().st_mtime,
+        "size_bytes": size_bytes(run.folder),
+    }
+
+
+def _evaluations_and_step(path: Path) -> tuple[list[dict], int]:
+    """(evaluation rows, last step of any row)."""
+    if not path.is_file():
+        return [], 0
+    lines = path.read_bytes().split(b"\n")
+    evaluations = [row for line in lines if EVALUATION_MARK in line and (row := _row(line)) is not None]
+    last = next((row for line in reversed(lines) if line and (row := _row(line)) is not None), {})
+    by_step = {row["step"]: row for row in evaluations if row.get("kind") == "eval"}
+    return [by_step[step] for step in sorted(by_step)], last.get("step", 0)
+
+
+def _row(line: bytes) -> dict | None:
+    """None for a line that a kill cut short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def thinned(points: Sequence, count: int) -> list:
+    """At most `count` of them, evenly, first and last included."""
+    if len(points) <= count:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]
+
+
+def size_bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).lstat().st_size
+            except OSError:
+                continue  # a file that was replaced in this moment
+    return total
+
+
+# ---- runs on one chart -------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """`problem`: why the curves can't be drawn together, in a sentence; empty where they can."""
+
+    problem: str
+    curves: tuple[dict, ...]  # {"name", "points": [[step, percent, standard error in percent], ...], "chosen_step"}
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Curves are comparable when the base was measured on the same pictures, at the same noise levels, with the same result.
+
+    Raises PistachioError for fewer than two runs.
+    """
+    if len(runs) < 2:
+        raise PistachioError("One run alone can't be compared. Choose at least two in the list of runs.")
+    measured = {run.name: _evaluations_and_step(run.folder / "metrics.jsonl")[0] for run in runs}
+    curves = tuple(
+        {"name": run.name, "points": [_point(row) for row in measured[run.name] if row.get("loss_delta_pct") is not None],
+         "chosen_step": RunFolder(run.folder).chosen_step()}
+        for run in runs
+    )
+    first = runs[0].name
+    for other in (run.name for run in runs[1:]):
+        problem = _difference(first, measured[first], other, measured[other])
+        if problem:
+            return Comparison(problem=problem, curves=curves)
+    return Comparison(problem="", curves=curves)
+
+
+def _point(row: dict) -> list[float]:
+    base = (row.get("loss") or 0.0) - (row.get("loss_delta") or 0.0)
+    margin = 100 * row["se"] / base if row.get("se") and base > 0 else 0.0
+    return [row["step"], row["loss_delta_pct"], margin]
+
+
+def _difference(a: str, rows_a: list[dict], b: str, rows_b: list[dict]) -> str:
+    for name, rows in ((a, rows_a), (b, rows_b)):
+        if not rows or rows[0]["step"] != 0:
+            return f"'{name}' has not measured its base yet. Let it train to its first evaluation."
+    base_a, base_b = rows_a[0], rows_b[0]
+    pictures_a, pictures_b = set(base_a["errors"]), set(base_b["errors"])
+    if pictures_a != pictures_b:
+        shared = len(pictures_a & pictures_b)
+        return f"'{a}' and '{b}' hold out other pictures ({shared} of {len(pictures_a)} are the same), so their losses speak of different things."
+    if base_a["t_values"] != base_b["t_values"]:
+        return f"'{a}' and '{b}' were measured at other noise levels. Set timesteps_per_image and the timestep distribution alike to compare them."
+    pairs = [(x, y) for key in pictures_a for x, y in zip(base_a["errors"][key], base_b["errors"][key])]
+    if not all(x is not None and y is not None and math.isclose(x, y, rel_tol=SAME_ERROR) for x, y in pairs):
+        return f"'{a}' and '{b}' began at other losses on the same pictures: the base model, the captions or the resolution differ."
+    return ""
+
+
+# ---- keeping house -----------------------------------------------------------
+
+
+def rename_run(run: Run, new: Run) -> None:
+    """`new`: a name that is free. PistachioError where the run is being trained or the name is taken."""
+    folder = RunFolder(run.folder)
+    _refuse_running(folder, "renamed")
+    if new.folder.exists():
+        raise PistachioError(f"There is a run '{new.name}' already. Choose another name.")
+    report = folder.report()
+    try:
+        run.folder.rename(new.folder)
+    except OSError as error:
+        raise PistachioError(f"Run '{run.name}' can't be renamed: {error}.") from error
+    if report is not None:
+        RunFolder(new.folder).write_json("report.json", report | {"run": new.name})
+
+
+def trash_run(run: Run) -> Path:
+    """Move it to the trash folder beside the runs; nothing is deleted. Gives its place there."""
+    _refuse_running(RunFolder(run.folder), "moved to the trash")
+    trash = run.folder.parent / TRASH_FOLDER
+    target = next(path for number in range(1, 10_000) if not (path := trash / (run.name if number == 1 else f"{run.name} ({number})")).exists())
+    try:
+        trash.mkdir(exist_ok=True)
+        run.folder.rename(target)
+    except OSError as error:
+        raise PistachioError(f"Run '{run.name}' can't be moved to '{trash}': {error}.") from error
+    return target
+
+
+def _refuse_running(folder: RunFolder, what: str) -> None:
+    if folder.status() == "running":
+        raise PistachioError(f"Run '{folder.name}' is being trained and can't be {what} now. Cancel it first, or wait for its end.")
