@@ -14,6 +14,7 @@ import torch
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 from torch import Tensor
 
 from ..training.errors import PistachioError
@@ -21,16 +22,18 @@ from .conditions import HostCondition, concatenate
 from .differentiable import attribute, differentiable
 from .families import blocks_of, note_of, why_refused
 from .noise import HostNoise
+from .streaming import EVERYTHING_BYTES, HostStreaming
+from .packed_linear import PackedLinear
+from .weight_in_use import weight_in_use
 
 log = logging.getLogger("pistachio")
 
 # Real weights are near 0.02; raw 8-bit codes whose scale was not applied are near 20 (int8) or 70 (fp8).
 MISREAD_MEAN = 2.0
-EVERYTHING_BYTES = 1e30  # more than any device has: free all that may be freed
 MISREAD_SAMPLE = 4096  # values of each matrix that are looked at
 
 
-class HostModel(HostNoise):
+class HostModel(HostStreaming, HostNoise):
     key_prefix = "diffusion_model."
 
     def __init__(self, patcher, *, precision: str = "auto"):
@@ -75,13 +78,17 @@ class HostModel(HostNoise):
 
     def is_linear(self, module: torch.nn.Module) -> bool:
         # The host's quantised Linear is a plain Module with the same fields.
-        return isinstance(module, torch.nn.Linear) or (type(module).__name__ == "Linear" and hasattr(module, "in_features"))
+        return isinstance(module, (torch.nn.Linear, PackedLinear)) or (type(module).__name__ == "Linear" and hasattr(module, "in_features"))
 
     def is_conv(self, module: torch.nn.Module) -> bool:
         return isinstance(module, torch.nn.Conv2d)
 
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
+        if isinstance(module, PackedLinear):
+            return nullcontext(module.dense_weight(like))
         weight = module.weight
+        if type(weight) not in (torch.nn.Parameter, Tensor) and not isinstance(weight, comfy.quant_ops.QuantizedTensor):
+            return nullcontext(weight_in_use(module, like))
         plain = type(weight) in (torch.nn.Parameter, Tensor) and not getattr(module, "weight_function", None)
         if plain and weight.dtype == like.dtype and weight.device == like.device and not hasattr(module, "scale_weight"):
             return nullcontext(weight)
@@ -130,16 +137,13 @@ class HostModel(HostNoise):
 
         The network is as the host knows it, but for the adapters' forwards; afterwards it is on its device again.
         """
-        self._switches.close()
-        try:
-            with torch.inference_mode():
-                try:
-                    yield
-                finally:
-                    self.unload_others()
-                    comfy.model_management.load_models_gpu(self.patchers)
-        finally:
-            self._switches = self._switched_to_training()
+        with self.host_at_work():
+            self.lend_weights()
+            try:
+                yield
+            finally:
+                self.unload_others()
+                self.place_weights()
 
     @property
     def patchers(self) -> list:
@@ -176,8 +180,13 @@ def refuse_untrainable(base_model) -> None:
             "Load the text-to-image or text-to-video version of it."
         )
     for path, module in base_model.diffusion_model.named_modules():
+        if getattr(module, "pre_quant_scale", None) is not None:
+            raise PistachioError(
+                f"This quantised file can't be trained: '{path}' scales its inputs before it multiplies, and a LoRA loader would lay the LoRA over the "
+                "scaled inputs. Load another quantisation of the model, or the bf16 file."
+            )
         weight = getattr(module, "weight", None)
-        if type(weight) is not torch.nn.Parameter or weight.ndim != 2 or weight.is_meta or hasattr(module, "scale_weight"):
+        if isinstance(module, PackedLinear) or type(weight) is not torch.nn.Parameter or weight.ndim != 2 or weight.is_meta or hasattr(module, "scale_weight"):
             continue
         size = weight.flatten()[:MISREAD_SAMPLE].float().abs().mean().item()
         if size > MISREAD_MEAN:

@@ -10,6 +10,7 @@ from .dataset import LoadImageFolder, LoadVideoFolder, SplitDataset
 from .encode import AugmentationSettings, EncodeDataset
 from .grid import CheckpointGrid
 from .review import ReviewDataset
+from .quantize import QuantizeBase
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
 from .timesteps import TimestepPlot
@@ -30,6 +31,7 @@ NODES: list[type[io.ComfyNode]] = [
     CheckDataset,
     EncodeDataset,
     AugmentationSettings,
+    QuantizeBase,
     *SETTINGS_NODES,
     TimestepPlot,
     TrainLora,
