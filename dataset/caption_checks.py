@@ -35,9 +35,13 @@ def framing(caption: str) -> str | None:
     return next((name for name, pattern in _FRAMINGS if pattern.search(caption)), None)
 
 
-def caption_findings(captions: Captions, trigger: str, *, class_noun: str = "") -> tuple[Finding, ...]:
+def caption_findings(captions: Captions, trigger: str, *, class_noun: str = "", framings: dict[str, str] | None = None) -> tuple[Finding, ...]:
+    """`framings`: of the pictures whose framing is known from what was found in them, whatever their captions say."""
     texts = {name: text for name, text in captions.items() if text}
-    return (_missing(captions, texts, trigger), _lengths(texts), _same(texts), _trigger(texts, trigger), _beside(texts, trigger, class_noun), _framing(texts))
+    return (
+        _missing(captions, texts, trigger), _lengths(texts), _same(texts), _trigger(texts, trigger), _beside(texts, trigger, class_noun),
+        _framing(texts, framings or {}),
+    )
 
 
 def _missing(captions: Captions, texts: dict[str, str], trigger: str) -> Finding:
@@ -123,26 +127,30 @@ def _beside(texts: dict[str, str], trigger: str, class_noun: str) -> Finding:
     return Finding(code="words", topic=topic, severity=GOOD, words="No word stands in nearly every caption beside it.")
 
 
-def _framing(texts: dict[str, str]) -> Finding:
+def _framing(texts: dict[str, str], detected: dict[str, str]) -> Finding:
     topic = "Framing"
-    found = {name: framing(text) for name, text in texts.items()}
+    found = {name: framing(text) for name, text in texts.items()} | detected
     counts = Counter(kind for kind in found.values() if kind)
-    known = sum(counts.values())
+    known, by_caption = sum(counts.values()), sum(1 for name, kind in found.items() if kind and name not in detected)
     mix = ", ".join(f"{counts[kind]} {kind}" for kind in (CLOSE_UP, BUST, FULL_BODY) if counts[kind])
-    if known * 2 < len(texts) or not known:
+    if known * 2 < len(found) or not known:
         return Finding(
             code="framing_unknown", topic=topic, severity=NOTE,
-            words=f"Only {known} of {plural(len(texts), 'caption')} {'says' if known == 1 else 'say'} how the picture is framed{f' ({mix})' if mix else ''}, and nothing else here can tell.",
-            advice="JoyCaption names it with the option shot_size. About half close-ups and half larger framings is a good mix.",
+            words=f"Only {by_caption} of {plural(len(texts), 'caption')} {'says' if by_caption == 1 else 'say'} how the picture is framed{f' ({mix})' if mix else ''}, "
+            + (f"and {plural(len(detected), 'picture')} {'tells' if len(detected) == 1 else 'tell'} it by what was found in {'it' if len(detected) == 1 else 'them'}." if detected else "and nothing else here can tell."),
+            advice="JoyCaption names it with the option shot_size; Crop Subjects finds faces, which tell it too. About half close-ups and half larger framings is a good mix.",
         )
+    told = "By their captions" if not detected else "By the faces and figures found in them" if not by_caption else (
+        f"By the faces and figures found in {len(detected)} and the captions of {by_caption}"
+    )
     kind, most = counts.most_common(1)[0]
     if most > 0.85 * known and known >= FEW_FOR_WORDS:
         others = " and ".join(other for other in (CLOSE_UP, BUST, FULL_BODY) if other != kind)
         return Finding(
             code="one_framing", topic=topic, severity=WARNING, pictures=tuple(name for name, value in found.items() if value == kind),
-            words=f"By their captions {most} of {known} pictures are {kind}.", advice=f"The LoRA will be weak at {others}. Add some of those.",
+            words=f"{told} {most} of {known} pictures are {kind}.", advice=f"The LoRA will be weak at {others}. Add some of those.",
         )
-    return Finding(code="framing", topic=topic, severity=GOOD, words=f"By their captions: {mix}{f', {len(texts) - known} unknown' if known < len(texts) else ''}.")
+    return Finding(code="framing", topic=topic, severity=GOOD, words=f"{told}: {mix}{f', {len(found) - known} unknown' if known < len(found) else ''}.")
 
 
 def _have(names: tuple[str, ...], one: str = "has", more: str = "have") -> str:

@@ -6,7 +6,9 @@ limit have close sums: only pictures that share a band and a range of sums are c
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -17,6 +19,7 @@ NEAR_COLOUR = 6.0  # mean absolute difference of the colour grids, 0..255: copie
 
 NUM_BANDS = NEAR_HASH_BITS + 1
 PAIRS_AT_ONCE = 200_000
+_CROP_NAME = re.compile(r"(.+)\.(?:face|subject)\d+$")
 _ONES = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
 
 
@@ -49,6 +52,34 @@ def near_duplicate_groups(pictures: list[Picture]) -> list[list[Picture]]:
     for picture, label in zip(ordered, groups.labels().tolist()):
         members.setdefault(label, []).append(picture)
     return list(members.values())
+
+
+def kin_groups(pictures: list[Picture]) -> list[list[Picture]]:
+    """Near-duplicate groups, with crops joined to the pictures that they were cut from: what is measured on one of them
+    while another is trained on would say nothing."""
+    groups = near_duplicate_groups(pictures)
+    sources = {source_of(p.relative_path) for p in pictures if is_crop(p.relative_path)}
+    if not sources:
+        return groups
+    joined, first = _Groups(len(groups)), {}
+    for index, group in enumerate(groups):
+        for source in {source_of(picture.relative_path) for picture in group} & sources:
+            joined.join(index, first.setdefault(source, index))
+    members: dict[int, list[Picture]] = {}
+    for group, label in zip(groups, joined.labels().tolist()):
+        members.setdefault(label, []).extend(group)
+    return [sorted(group, key=lambda p: (p.content_hash, p.relative_path)) for group in members.values()]
+
+
+def is_crop(relative_path: str) -> bool:
+    return _CROP_NAME.match(PurePosixPath(relative_path).stem) is not None
+
+
+def source_of(relative_path: str) -> str:
+    """The path, without its ending, of the picture that a crop was cut from: 'crops/anna.face1.png' -> 'anna'. Of another picture its own."""
+    path = PurePosixPath(relative_path).with_suffix("")
+    crop = _CROP_NAME.match(path.name)
+    return path.as_posix() if crop is None else PurePosixPath(*path.parts[1:-1], crop.group(1)).as_posix()
 
 
 class _Groups:

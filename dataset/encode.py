@@ -19,7 +19,7 @@ from .augmentation import Augmentation, crops_of, repeats_of
 from .buckets import Crop, assign_bucket, bucket_note
 from .cache import LATENT_STORAGE, CacheMiss, ConditionCache, LatentCache, MaskCache, total_finite
 from .checks import check_trainable
-from .duplicates import near_duplicate_groups
+from .duplicates import kin_groups
 from .folder import name_list, plural
 from .split import is_held_out, split_dataset
 from .types import Dataset, EncodedCaption, EncodedDataset, EncodedItem, EncodedLatent, EncodedSize, Picture
@@ -76,7 +76,7 @@ def encode_dataset(
         augmentation=augmentation,
     )
     text_paths = {text: work.text(text) for text in sorted(wanted)}
-    first_of = {p.content_hash: group[0].content_hash for group in near_duplicate_groups([plan.picture for plan in plans]) for p in group}
+    first_of = {p.content_hash: group[0].content_hash for group in kin_groups([plan.picture for plan in plans]) for p in group}
     items, masked = [], 0
     for plan in plans:
         picture = plan.picture

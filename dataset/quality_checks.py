@@ -16,6 +16,7 @@ from ..training.config import TrainConfig
 from ..training.errors import PistachioError
 from .caption_checks import Captions, caption_findings, framing
 from .checks import MIN_PICTURES
+from .crops import framing_of
 from .duplicates import near_duplicate_groups
 from .findings import GOOD, NOTE, STOP, WARNING, Finding, Report
 from .folder import name_list, plural
@@ -64,12 +65,13 @@ def check_dataset(
     distinct = {picture.content_hash: picture for picture in reversed(dataset.pictures)}
     train, held_out = _split_sizes(dataset, len(distinct))
     captions: Captions = {picture.relative_path: picture.caption for picture in dataset.pictures}
+    framings = {p.relative_path: kind for p in dataset.pictures if (kind := framing_of(p.boxes, p.width, p.height))}
     findings = (
         _enough(len(distinct), held_out), _readable(skipped), _sizes(dataset.pictures, resolution), _sharpness(qualities), _compression(qualities),
-        _duplicates(dataset), _shapes(dataset.pictures), *caption_findings(captions, trigger, class_noun=class_noun), _steps(train, num_steps),
+        _duplicates(dataset), _shapes(dataset.pictures), *caption_findings(captions, trigger, class_noun=class_noun, framings=framings), _steps(train, num_steps),
         _disk(len(distinct), resolution, machine), *_memory(machine),
     )
-    return Report(findings=findings, facts=_facts(dataset, qualities, train, held_out, num_steps, resolution, trigger))
+    return Report(findings=findings, facts=_facts(dataset, framings, qualities, train, held_out, num_steps, resolution, trigger))
 
 
 def _measure_all(
@@ -270,14 +272,14 @@ def _memory(machine: Machine) -> tuple[Finding, ...]:
 
 
 def _facts(
-    dataset: Dataset, qualities: dict[str, Quality], train: int, held_out: int, num_steps: int, resolution: int, trigger: str
+    dataset: Dataset, detected: dict[str, str], qualities: dict[str, Quality], train: int, held_out: int, num_steps: int, resolution: int, trigger: str
 ) -> dict:
-    framings = [framing(picture.caption or "") or "unknown" for picture in dataset.pictures]
+    framings = [detected.get(p.relative_path) or framing(p.caption or "") or "unknown" for p in dataset.pictures]
     return {
         "folder": Path(dataset.folder).name, "pictures": len(dataset.pictures), "train": train, "held_out": held_out, "steps": steps_for(train, num_steps),
         "resolution": resolution, "trigger_word": trigger,
         "shapes": _shape_counts(dataset.pictures),
-        "framing": {kind: framings.count(kind) for kind in ("close-up", "half body", "full body", "unknown")},
+        "framing": {kind: framings.count(kind) for kind in ("close-up", "half body", "full body", "unknown")}, "framing_detected": len(detected),
         "caption_words": [len((picture.caption or "").split()) for picture in dataset.pictures],
         "blur_px": [None if quality.blur_px is None else round(quality.blur_px, 2) for quality in qualities.values()],
     }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..training.errors import PistachioError
 from .captions import atomic_write_bytes
-from .duplicates import near_duplicate_groups
+from .duplicates import kin_groups
 from .folder import MASK_ENDING, name_list, plural
 from .types import Dataset, Picture, Split
 
@@ -44,7 +44,7 @@ def split_dataset(
             f"'{dataset.folder}' has {plural(len(by_hash), 'different picture')}: nothing can be held out. Add at least five different pictures."
         )
     notes: list[str] = []
-    groups = near_duplicate_groups(list(by_hash.values()))
+    groups = kin_groups(list(by_hash.values()))
     marks = set(dataset.held_out_marks)
     marked = [picture for picture in dataset.pictures if picture.relative_path in marks]
     if marked:
