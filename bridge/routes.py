@@ -1,14 +1,13 @@
-"""HTTP: the history of runs as JSON, and small previews of dataset pictures.
+"""HTTP: every route of the pack, and small previews of pictures.
 
-GET /pistachio/runs, /pistachio/runs/{name} and /pistachio/thumbnail?file=...&size=..., with &folder=... for a picture of a
-reviewed folder. Files are read in a thread, so that a long metrics file never stalls the server.
+GET /pistachio/thumbnail?file=...&size=..., with &folder=... for a picture of a reviewed folder. Files are read in a thread,
+so that a large one never stalls the server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from io import BytesIO
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from server import PromptServer
 
 from ..dataset.images import read_rgb
 from ..training.errors import PistachioError
-from ..training.run import Run, RunFolder, list_runs
-from .events import finite, thumbnail_file
-from .folders import allowed_file, find_run, runs_folder
+from .folders import allowed_file
 from .review_routes import add_review_routes, reviewed_file
+from .run_routes import add_run_routes
 
 MAX_THUMBNAIL_PX = 1024
 KEPT_THUMBNAILS = 4096  # of about 8 kB: scrolling back decodes nothing
@@ -30,19 +28,9 @@ KEPT_THUMBNAILS = 4096  # of about 8 kB: scrolling back decodes nothing
 def add_routes() -> None:
     """Once, before the host builds its application."""
     routes = PromptServer.instance.routes
-    routes.get("/pistachio/runs")(get_runs)
-    routes.get("/pistachio/runs/{name}")(get_run)
     routes.get("/pistachio/thumbnail")(get_thumbnail)
+    add_run_routes(routes)
     add_review_routes(routes)
-
-
-async def get_runs(request: web.Request) -> web.Response:
-    return await _answer(lambda: {"runs": [summary(run) for run in list_runs(runs_folder())]})
-
-
-async def get_run(request: web.Request) -> web.Response:
-    name = request.match_info["name"]
-    return await _answer(lambda: details(find_run(name)))
 
 
 async def get_thumbnail(request: web.Request) -> web.Response:
@@ -55,50 +43,7 @@ async def get_thumbnail(request: web.Request) -> web.Response:
         picture = await asyncio.to_thread(lambda: small_picture(find(query.get("file", "")), int(size_text)))
     except PistachioError as error:
         return web.json_response({"error": str(error)}, status=404)
-    return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
-
-
-async def _answer(read) -> web.Response:
-    try:
-        return web.json_response(finite(await asyncio.to_thread(read)))
-    except PistachioError as error:
-        return web.json_response({"error": str(error)}, status=404)
-    except (json.JSONDecodeError, OSError) as error:
-        return web.json_response({"error": f"A file of the run can't be read: {error}"}, status=500)
-
-
-def summary(run: Run) -> dict:
-    folder = RunFolder(run.folder)
-    report = folder.report() or {}
-    return {
-        "name": run.name,
-        "status": folder.status(),
-        "chosen_step": report.get("chosen_step"),
-        "last_step": report.get("last_step"),
-        "checkpoints": folder.checkpoint_steps(),
-        "verdict": report.get("verdict"),
-        "eval_delta_pct": report.get("eval_delta_pct"),
-        "modified": (run.folder / "config.json").stat().st_mtime,
-    }
-
-
-def details(run: Run) -> dict:
-    folder = RunFolder(run.folder)
-    return summary(run) | {
-        "config": folder.config(),
-        "dataset": folder.dataset(),
-        "metrics": (metrics := folder.metrics()),
-        "report": folder.report(),
-        "samples": samples(folder, metrics),
-    }
-
-
-def samples(folder: RunFolder, metrics: list[dict]) -> list[dict]:
-    """By step; `thumbnail` is what GET /pistachio/thumbnail takes as its file."""
-    return [
-        {"step": row["step"], "pictures": [p | {"thumbnail": thumbnail_file(folder.path, p["file"])} for p in row["pictures"]]}
-        for row in metrics if row["kind"] == "sample"
-    ]
+    return web.Response(body=picture, content_type="image/jpeg", headers={"Cache-Control": f"private, max-age={86_400 if 'v' in query else 60}"})
 
 
 def thumbnail(file: str, size_px: int) -> bytes:

@@ -21,6 +21,10 @@ TRASH_FOLDER = ".trash"
 EVALUATION_MARK = b'"kind": "eval"'
 SAME_ERROR = 1e-6  # relative; two sums of the same numbers in another order differ by less
 
+_UNREADABLE = {
+    "family": "", "trigger": "", "num_pictures": 0, "num_steps": 0, "step": 0, "chosen_step": None, "last_step": None, "state": "unreadable",
+    "checkpoints": [], "eval_delta_pct": None, "sparkline": [], "created": None, "size_bytes": 0, "status": "unreadable",
+}
 _kept: dict[Path, tuple[tuple, dict]] = {}
 
 
@@ -29,7 +33,13 @@ def summarise(run: Run) -> dict:
     stamp = _stamp(run.folder)
     kept = _kept.get(run.folder)
     if kept is None or kept[0] != stamp:
-        kept = _kept[run.folder] = (stamp, _read(run))
+        try:
+            read = _read(run)
+        except ValueError as error:  # not JSON: one broken folder must not hide the others
+            read = _UNREADABLE | {"name": run.name, "verdict": f"A file of this run can't be read: {error}", "modified": run.folder.stat().st_mtime}
+        kept = _kept[run.folder] = (stamp, read)
+    if kept[1]["state"] == "unreadable":
+        return dict(kept[1])
     # Whether somebody trains it is in no file.
     return kept[1] | {"status": RunFolder(run.folder).status()}
 

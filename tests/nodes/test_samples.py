@@ -186,7 +186,8 @@ def test_samples_reach_wandb_tensorboard_events_and_the_route(tiny, tmp_path):
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     from pistachio.bridge.events import RunEvents
-    from pistachio.bridge.routes import details, thumbnail
+    from pistachio.bridge.routes import thumbnail
+    from pistachio.bridge.run_routes import details
     from pistachio.training.config import LoggingConfig
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -48,6 +48,14 @@ def test_a_summary_follows_the_files(tmp_path):
     assert summarise(run)["sparkline"][-1] == [300, -25] and summarise(run)["step"] == 300
 
 
+def test_a_broken_run_is_listed_as_such(tmp_path):
+    run = write(tmp_path, "mia")
+    (run.folder / "report.json").write_text('{"run": "mi')
+    summary = summarise(run)
+    assert summary["status"] == "unreadable" and "can't be read" in summary["verdict"]
+    assert summary.keys() == summarise(write(tmp_path, "tom")).keys()
+
+
 def test_training_rows_are_passed_over_and_a_second_look_reads_nothing(tmp_path, monkeypatch):
     parsed, row_of = [], overview._row
     monkeypatch.setattr(overview, "_row", lambda line: parsed.append(line) or row_of(line))
