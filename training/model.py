@@ -58,3 +58,6 @@ class TrainableModel(Protocol):
 
     def training(self) -> AbstractContextManager[None]:
         """Everything that must be switched for gradients to be right; restores the caller's model on exit, whatever happens."""
+
+    def weights_on_host(self) -> AbstractContextManager[None]:
+        """Inside `training()`: the network's weights wait in host memory, as they compute, and the host leaves the device to its caller."""

@@ -1,23 +1,28 @@
-"""The only way the engine changes a module it does not own: a shadowed `forward`, taken away again."""
+"""The only way the engine changes an object it does not own: a shadowed attribute, taken away again."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Iterator
 
 import torch
 
 
-@contextmanager
-def replaced_forward(module: torch.nn.Module, forward) -> Iterator[None]:
+def replaced_forward(module: torch.nn.Module, forward) -> AbstractContextManager[None]:
     """Shadow `module.forward` on the instance and take exactly that away again."""
-    had = "forward" in vars(module)
-    before = vars(module).get("forward")
-    module.forward = forward
+    return replaced_attribute(module, "forward", forward)
+
+
+@contextmanager
+def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Afterwards the instance looks exactly as before."""
+    had = name in vars(owner)
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
         if had:
-            module.forward = before
+            setattr(owner, name, before)
         else:
-            del module.forward
+            delattr(owner, name)
