@@ -1,0 +1,32 @@
+"""The operations as torch operators, `torch.ops.pistachio.*`: seen by selective checkpointing, fake tensors and the compiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .door import door
+from .table import OPERATIONS
+
+NAMESPACE = "pistachio"
+_kept: list[torch.library.Library] = []  # operators live as long as their library object
+
+
+def define_operators() -> None:
+    if _kept:
+        return
+    library = torch.library.Library(NAMESPACE, "FRAGMENT")
+    _kept.append(library)
+    for name, operation in OPERATIONS.items():
+        library.define(f"{name}{operation.schema}")
+        for key in ("CPU", "CUDA"):
+            library.impl(name, _through_the_door(name), key)
+        library.impl(name, operation.meta, "Meta")
+
+
+def _through_the_door(name: str):
+    def call(*arguments):
+        device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+        return door(device).call(name, *arguments)
+
+    return call

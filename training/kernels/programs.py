@@ -1,0 +1,93 @@
+"""A kernel's source with its constants, compiled for a card and kept on disk.
+
+A file is named by the hash of all that decides its content, carries a checksum, and is written at once or not at all: two
+hosts may share the folder, and a broken file is compiled again. Knows nothing of what a kernel computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ...dataset.files import atomic_write_bytes
+from . import nvrtc
+from .nvrtc import Resources
+
+SOURCES = Path(__file__).resolve().parent / "sources"
+DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`source`: a file of `sources/` without its suffix. `constants`: names and values for the preprocessor, sorted."""
+
+    source: str
+    constants: tuple[tuple[str, int], ...]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(f"-D{name}={value}" for name, value in self.constants)
+
+    @property
+    def text(self) -> str:
+        return source_text("common") + source_text(self.source)
+
+
+def program(source: str, **constants: int) -> Program:
+    return Program(source, tuple(sorted((name, int(value)) for name, value in constants.items())))
+
+
+@lru_cache(maxsize=None)
+def source_text(name: str) -> str:
+    return (SOURCES / f"{name}.cu").read_text(encoding="utf-8")
+
+
+def target_of(major: int, minor: int) -> str:
+    """The target for a card: what is of one architecture alone (Hopper's `a`) is not used, so none is needed."""
+    return f"sm_{major}{minor}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Binary:
+    code: bytes
+    resources: tuple[Resources, ...]
+    from_cache: bool
+
+
+def build(wanted: Program, target: str, folder: Path | None) -> Binary:
+    """From the folder where it is there and whole, else compiled (and kept, where there is a folder)."""
+    if folder is None:
+        code, resources = nvrtc.compile_cubin(wanted.text, target, wanted.options)
+        return Binary(code=code, resources=resources, from_cache=False)
+    path = folder / f"{key_of(wanted, target)}.kernel"
+    kept = _read(path)
+    if kept is not None:
+        return kept
+    code, resources = nvrtc.compile_cubin(wanted.text, target, wanted.options)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, _packed(code, resources))
+    return Binary(code=code, resources=resources, from_cache=False)
+
+
+def key_of(wanted: Program, target: str) -> str:
+    parts = (wanted.text, target, *wanted.options, *map(str, nvrtc.version()))
+    return f"{wanted.source}-{target}-" + hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:32]
+
+
+def _packed(code: bytes, resources: tuple[Resources, ...]) -> bytes:
+    head = json.dumps({"sha256": hashlib.sha256(code).hexdigest(), "resources": [asdict(r) for r in resources]})
+    return head.encode("utf-8") + b"\n" + code
+
+
+def _read(path: Path) -> Binary | None:
+    try:
+        head, _, code = path.read_bytes().partition(b"\n")
+        told = json.loads(head)
+        if told["sha256"] != hashlib.sha256(code).hexdigest():
+            return None
+        return Binary(code=code, resources=tuple(Resources(**r) for r in told["resources"]), from_cache=True)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None

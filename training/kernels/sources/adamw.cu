@@ -1,0 +1,114 @@
+// AdamW over one flat buffer in one launch: with float32 moments, and with 8-bit moments and Kahan compensation.
+//
+// `knobs` lies on the card, so that a captured graph follows the schedule: learning rate, beta1, beta2, eps, weight decay,
+// 1 - beta1^step, 1 - beta2^step. `clip` is one factor for the gradient, or null.
+
+#define KNOBS                                                                                                    \
+    float lr = knobs[0], beta1 = knobs[1], beta2 = knobs[2], eps = knobs[3], decay = knobs[4], correct1 = knobs[5], correct2 = knobs[6]; \
+    float factor = clip ? *clip : 1.f;
+
+KERNEL adamw(float* p, const float* g, float* m, float* v, const float* knobs, const float* clip, i64 count) {
+    KNOBS
+    i64 at = ((i64)blockIdx.x * THREADS + threadIdx.x) * 8;
+    if (at >= count) return;
+    float weight[8], gradient[8], mean[8], square[8];
+    load8((const f32*)p, at, count, weight);
+    load8((const f32*)g, at, count, gradient);
+    load8((const f32*)m, at, count, mean);
+    load8((const f32*)v, at, count, square);
+    float root = sqrtf(correct2);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        float d = gradient[i] * factor;
+        mean[i] += (d - mean[i]) * (1.f - beta1);
+        square[i] = square[i] * beta2 + d * d * (1.f - beta2);
+        weight[i] = weight[i] * (1.f - lr * decay) - lr / correct1 * mean[i] / (sqrtf(square[i]) / root + eps);
+    }
+    store8((f32*)p, at, count, weight);
+    store8((f32*)m, at, count, mean);
+    store8((f32*)v, at, count, square);
+}
+
+__device__ __forceinline__ float chance(u32 index, u32 key) {
+    u32 h = index ^ key;
+    h ^= h >> 16; h *= 0x7feb352du;
+    h ^= h >> 15; h *= 0x846ca68bu;
+    h ^= h >> 16;
+    return (h >> 8) * 5.9604644775390625e-8f;  // 24 bits: [0, 1)
+}
+
+// The last code whose value is not above `x`, at most 254.
+__device__ __forceinline__ int code_below(const float* grid, float x) {
+    int low = 0;
+#pragma unroll
+    for (int step = 128; step; step >>= 1)
+        if (low + step <= 254 && grid[low + step] <= x) low += step;
+    return low;
+}
+
+// To codes of 256 neighbours, a warp's eight each, rounded up or down at random in proportion.
+__device__ __forceinline__ void encode(const float (&x)[8], const float* grid, u8* codes, float* scale, i64 at, u32 key, bool positive) {
+    float largest = 0.f;
+    u8 code[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[i]));
+    largest = warp_max(largest);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        float unit = x[i] / fmaxf(largest, 1.1754944e-38f);
+        int below = code_below(grid, unit);
+        float gap = fmaxf(grid[below + 1] - grid[below], 1.1754944e-38f);
+        int chosen = below + ((unit - grid[below]) / gap > chance((u32)(at + i), key) ? 1 : 0);
+        // A second moment of zero would make a step of any size.
+        code[i] = (u8)(positive && unit > 0.f && chosen < 1 ? 1 : chosen);
+    }
+    uint2 raw;
+    raw.x = code[0] | (u32)code[1] << 8 | (u32)code[2] << 16 | (u32)code[3] << 24;
+    raw.y = code[4] | (u32)code[5] << 8 | (u32)code[6] << 16 | (u32)code[7] << 24;
+    *reinterpret_cast<uint2*>(codes + at) = raw;
+    if ((threadIdx.x & 31) == 0) *scale = largest;
+}
+
+__device__ __forceinline__ void decode(const u8* codes, const float* grid, float scale, i64 at, float (&x)[8]) {
+    uint2 raw = *reinterpret_cast<const uint2*>(codes + at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        x[i] = grid[(raw.x >> (8 * i)) & 255u] * scale;
+        x[4 + i] = grid[(raw.y >> (8 * i)) & 255u] * scale;
+    }
+}
+
+// Codes are padded to whole groups of 256; weights, gradient and compensation are not.
+KERNEL adamw8(float* p, const float* g, u8* m, float* m_scale, u8* v, float* v_scale, bf16* compensation, const float* m_grid,
+              const float* v_grid, const float* knobs, const float* clip, const u32* keys, i64 count) {
+    __shared__ float grids[2][256];
+    for (int i = threadIdx.x; i < 256; i += THREADS) {
+        grids[0][i] = m_grid[i];
+        grids[1][i] = v_grid[i];
+    }
+    __syncthreads();
+    KNOBS
+    i64 at = ((i64)blockIdx.x * THREADS + threadIdx.x) * 8, group = at / 256;
+    if (group * 256 >= count) return;  // whole warps
+    float weight[8], gradient[8], mean[8], square[8], lost[8];
+    load8((const f32*)p, at, count, weight);
+    load8((const f32*)g, at, count, gradient);
+    load8(compensation, at, count, lost);
+    decode(m, grids[0], m_scale[group], at, mean);
+    decode(v, grids[1], v_scale[group], at, square);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        float d = gradient[i] * factor;
+        mean[i] += (d - mean[i]) * (1.f - beta1);
+        square[i] = square[i] * beta2 + d * d * (1.f - beta2);
+        float update = mean[i] / correct1 / (sqrtf(square[i] / correct2) + eps);
+        float delta = lost[i] - weight[i] * lr * decay - lr * update;
+        float after = weight[i] + delta;
+        lost[i] = delta - (after - weight[i]);
+        weight[i] = after;
+    }
+    store8((f32*)p, at, count, weight);
+    store8(compensation, at, count, lost);
+    encode(mean, grids[0], m, m_scale + group, at, keys[0], false);
+    encode(square, grids[1], v, v_scale + group, at, keys[1], true);
+}
