@@ -7,6 +7,7 @@ The network's own modules are changed only between `__enter__` and `__exit__`.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Iterator
 
@@ -20,23 +21,26 @@ from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
 from .model import TrainableModel
 from .patching import replaced_forward
-from .saving import check_keep, saved_blocks
+from .saving import keep_for, recording, saved_blocks
 from .seeds import generator, seed_from
 from .targets import select_targets, target_notes
+
+log = logging.getLogger("pistachio")
 
 
 class AdaptedNetwork:
     def __init__(
-        self, model: TrainableModel, config: AdapterConfig, *, seed: int, keep: str = "everything", start: AdapterStart | None = None
+        self, model: TrainableModel, config: AdapterConfig, *, seed: int, keep: str = "everything", keep_in_ram: bool = False,
+        start: AdapterStart | None = None,
     ):
-        """`keep`: what each block keeps for its backward, see `saving`.
+        """`keep`: what each block keeps for its backward, see `saving`; `keep_in_ram`: and not on the device.
 
         `start`: the weights of a file to begin at; without it the network begins as the base.
         """
-        check_keep(keep)
         self.model = model
         self.config = config
-        self.keep = keep
+        self.keep, keep_note = keep_for(model, keep, in_ram=keep_in_ram)
+        self.keep_in_ram = keep_in_ram and keep_note is None
         self.enabled = True
         self._seed = seed
         self._pass: tuple[int, int] | None = None
@@ -49,11 +53,15 @@ class AdaptedNetwork:
         self.parameters.grad = self.gradients
         self._bind()
         for path, adapter in self.adapters.items():
-            adapter.initialise(generator("adapter", seed, path))
+            if model.device.type != "meta":  # a model's shadow: there are no numbers
+                adapter.initialise(generator("adapter", seed, path))
             if config.dropout:
                 adapter.dropped = self._dropout(path)
         # Sentences for the user.
         self.notes = (*target_notes(targets, config, model.family), *adapter_class.notes(list(self.adapters.values())))
+        if keep_note is not None:
+            log.warning("%s", keep_note)
+            self.notes += (keep_note,)
         self._neutral: Tensor | None = None  # weights that change nothing, where the run doesn't begin at them
         if start is not None:
             self._begin_at(start)
@@ -83,7 +91,7 @@ class AdaptedNetwork:
                 replacement = self._replacement(path, module)
                 if replacement is not None:
                     stack.enter_context(replaced_forward(module, replacement))
-            stack.enter_context(saved_blocks(self.model, self.keep))
+            stack.enter_context(saved_blocks(self.model, self.keep, in_ram=self.keep_in_ram))
         except BaseException:
             stack.close()
             raise
@@ -95,10 +103,10 @@ class AdaptedNetwork:
         self._stack = None
 
     def _replacement(self, path: str, module: torch.nn.Module):
-        base = module.forward
         model = self.model
         adapter = self.adapters.get(path)
         frozen = FrozenLinear if model.is_linear(module) else FrozenConv if model.is_conv(module) else None
+        base = module.forward if frozen is None else _as_one_operation(module.forward)
         if adapter is not None:
             def forward(x, *args, **kwargs):
                 if self.enabled:
@@ -111,8 +119,9 @@ class AdaptedNetwork:
                 return base(x, *args, **kwargs)
         elif isinstance(module, torch.nn.LayerNorm):
             # Flux adds in place to the tensor its norms have saved for the backward; a copy keeps that one intact.
+            # A recorded block makes it where it's needed.
             def forward(x, *args, **kwargs):
-                return base(x.clone() if x.requires_grad else x, *args, **kwargs)
+                return base(x.clone() if x.requires_grad and recording() is None else x, *args, **kwargs)
         else:
             return None
         return forward
@@ -188,6 +197,16 @@ class AdaptedNetwork:
         """adapter_config.json as PEFT writes it."""
         layers = [path for path, module in self.model.network.named_modules() if self.model.is_linear(module) or self.model.is_conv(module)]
         return peft_config(self.config, self.adapters, base_model, layers=layers, prefix=self.model.key_prefix)
+
+
+def _as_one_operation(forward):
+    """A frozen layer in a block's record: to be run again it is called again, whatever it does inside."""
+
+    def run(x, *args, **kwargs):
+        tape = recording()
+        return forward(x, *args, **kwargs) if tape is None or args or kwargs else tape.product(forward, x)
+
+    return run
 
 
 def _numel(shape: tuple[int, ...]) -> int:

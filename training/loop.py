@@ -64,6 +64,7 @@ def train(
     *,
     continued_from: int = 0,
     keep: str = "everything",
+    keep_in_ram: bool = False,
     sampler: Sampler | None = None,
     save_interval_seconds: float = 0.0,
     refit: Refit | None = None,
@@ -74,12 +75,13 @@ def train(
 
     `continued_from`: the step where a finished run was extended; its patience begins anew there.
     `refit`: other runs have chosen the last step; nothing is measured here, and the report says what they found.
+    `keep`, `keep_in_ram`: what each block keeps for its backward, and where, see `saving`.
     `save_interval_seconds`: the state is also saved when so much time has passed since; 0: at evaluations only.
 
     Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step; a kill,
     one that goes on from its last save. The numbers are the same as without the stop.
     """
-    trainer = Trainer(model, train_items, config, keep=keep, start=info.start)
+    trainer = Trainer(model, train_items, config, keep=keep, keep_in_ram=keep_in_ram, start=info.start)
     with trainer.network:
         session = _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted)
         session.sampler, session.save_interval_seconds = sampler, save_interval_seconds

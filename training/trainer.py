@@ -38,7 +38,7 @@ class Trainer:
     """The state of a run in memory; `loop.train` drives it."""
 
     def __init__(
-        self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, keep: str = "everything",
+        self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, keep: str = "everything", keep_in_ram: bool = False,
         start: AdapterStart | None = None,
     ):
         self.model = model
@@ -50,7 +50,7 @@ class Trainer:
         )
         self.objective = Objective(config.objective, model)
         self.notes = self.objective.notes(config.effective_batch)
-        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep, start=start)
+        self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep, keep_in_ram=keep_in_ram, start=start)
         self.optimizer = RunOptimizer(self.network, config.optimizer)
         self.average = self.network.parameters.detach().clone()  # exponential moving average, or the optimiser's own
         self.step = 0
