@@ -78,15 +78,127 @@ def test_a_quantised_base_trains_or_is_refused(host, tiny, fmt):
         quantised = HostModel(loaded, precision="fp32")
         reference = HostModel(wan.model.clone(), precision="fp32")
     found = _gradient(quantised, wan.condition("a red cat"), wan.latent_shape)
-    own = {k: v.clone() for k, v in reference.network.state_dict().items()}
+    expected = _gradient_with(plain, reference, wan.condition("a red cat"), wan.latent_shape)
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.999
+
+
+# Format of the host's files -> (layout in comfy_kitchen, how to quantise, what the layer's comfy_quant says beside the format).
+KITCHEN = {
+    "int8_tensorwise": ("TensorWiseINT8Layout", {}, {}),
+    "int8_convrot": ("TensorWiseINT8Layout", {"per_channel": True, "convrot": True, "convrot_groupsize": 64}, {"convrot": True, "convrot_groupsize": 64}),
+    "nvfp4": ("TensorCoreNVFP4Layout", {}, {}),
+    "mxfp8": ("TensorCoreMXFP8Layout", {}, {}),
+    "convrot_w4a4": ("TensorCoreConvRotW4A4Layout", {"convrot_groupsize": 64}, {"convrot_groupsize": 64}),
+    "asym_w4a8_int8": ("AsymW4A8Int8Layout", {"convrot_groupsize": 64}, {"group_size": 16, "convrot_groupsize": 64}),
+}
+# These round activations as well as weights, also on a CPU, which the reference does not.
+ROUNDED_INPUTS = {"int8_tensorwise": 0.9995, "int8_convrot": 0.9995, "convrot_w4a4": 0.99, "asym_w4a8_int8": 0.9995}
+GRADIENT_ERROR = 1e-5
+
+
+def _save_kitchen(models, fmt: str):
+    """A tiny Wan in one of comfy_kitchen's layouts, and what its weights are when read."""
+    tensor = pytest.importorskip("comfy_kitchen.tensor")
+    from safetensors.torch import save_file
+
+    layout, how, conf = KITCHEN[fmt]
+    stored, plain = {}, {}
+    for name, weight in tiny_networks.build_network("wan21").items():
+        if name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2:
+            packed = tensor.QuantizedTensor.from_float(weight.float(), layout, **how)
+            stored |= packed.state_dict(name)
+            conf_text = json.dumps({"format": "int8_tensorwise" if fmt == "int8_convrot" else fmt, **conf})
+            stored[name.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(conf_text.encode()), dtype=torch.uint8)
+            plain[name] = packed.dequantize().float()
+        else:
+            stored[name] = weight.to(torch.bfloat16)
+            plain[name] = stored[name].float()
+    folder = models / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in stored.items()}, folder / f"wan_{fmt}.safetensors")
+    return f"wan_{fmt}.safetensors", plain
+
+
+def _gradient_with(weights, model, conditioning, shape):
+    own = {k: v.clone() for k, v in model.network.state_dict().items()}
     try:
         with torch.inference_mode():
-            reference.network.load_state_dict(plain, strict=False)
-        expected = _gradient(reference, wan.condition("a red cat"), wan.latent_shape)
+            model.network.load_state_dict(weights, strict=False)
+        return _gradient(model, conditioning, shape)
     finally:
         with torch.inference_mode():
-            reference.network.load_state_dict(own)
-    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.999
+            model.network.load_state_dict(own)
+
+
+@pytest.mark.parametrize("fmt", KITCHEN)
+def test_a_file_in_one_of_the_hosts_newer_formats_trains_or_is_refused(host, tiny, fmt):
+    """0.3.75 knows none of them, and reads codes as weights."""
+    import nodes
+    from pistachio.bridge.model import HostModel
+    from pistachio.training.errors import PistachioError
+    from pistachio.training.frozen import FrozenLinear
+
+    name, plain = _save_kitchen(host.models, fmt)
+    wan = tiny("wan21")
+    with torch.inference_mode():
+        if host.version < (0, 4):
+            with pytest.raises((PistachioError, RuntimeError), match="misread|size mismatch"):
+                HostModel(nodes.UNETLoader().load_unet(name, "default")[0])
+            return
+        quantised = HostModel(nodes.UNETLoader().load_unet(name, "default")[0], precision="fp32")
+        reference = HostModel(wan.model.clone(), precision="fp32")
+    found = _gradient(quantised, wan.condition("a red cat"), wan.latent_shape)
+    expected = _gradient_with(plain, reference, wan.condition("a red cat"), wan.latent_shape)
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > ROUNDED_INPUTS.get(fmt, 0.999)
+    for path in ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.ffn.2"):
+        module, source = quantised.network.get_submodule(path), torch.Generator().manual_seed(5)
+        x = torch.randn(3, module.in_features, generator=source).requires_grad_(True)
+        dy = 1e-6 * torch.randn(3, module.out_features, generator=source)
+        with quantised.training():
+            FrozenLinear.apply(x, module.forward, module, quantised).backward(dy)
+        product = dy.double() @ plain[f"{path}.weight"].double()
+        assert ((x.grad.double() - product).norm() / product.norm()).item() < GRADIENT_ERROR
+
+
+def test_inputs_that_are_scaled_before_the_product_are_refused(host):
+    import nodes
+    from pistachio.bridge.model import HostModel
+    from pistachio.training.errors import PistachioError
+    from safetensors.torch import load_file, save_file
+
+    if host.version < (0, 4):
+        return  # it reads no such file
+    name, _ = _save_kitchen(host.models, "nvfp4")
+    stored = load_file(host.models / "diffusion_models" / name)
+    stored["blocks.0.ffn.0.pre_quant_scale"] = torch.full((128,), 0.5)
+    save_file(stored, host.models / "diffusion_models" / "wan_scaled_inputs.safetensors")
+    with torch.inference_mode(), pytest.raises(PistachioError, match="'blocks.0.ffn.0' scales its inputs"):
+        HostModel(nodes.UNETLoader().load_unet("wan_scaled_inputs.safetensors", "default")[0])
+
+
+@pytest.mark.parametrize("fmt", ["fp8", "metadata", "comfy_quant", "nvfp4"])
+def test_a_weight_seen_in_use_is_the_one_that_the_host_casts(host, tiny, fmt):
+    """How layers of other packs are trained through, on the host's own: what they multiply by is watched, whatever it is made of."""
+    import nodes
+    from pistachio.bridge.model import HostModel
+    from pistachio.bridge.weight_in_use import weight_in_use
+
+    tiny("wan21")
+    if fmt in KITCHEN or fmt == "comfy_quant":
+        if host.version < (0, 4):
+            return
+        name = (_save_kitchen if fmt in KITCHEN else _save)(host.models, fmt)[0]
+    else:
+        name = "tiny_wan21.safetensors" if fmt == "fp8" else _save(host.models, fmt)[0]
+    with torch.inference_mode():
+        patcher = nodes.UNETLoader().load_unet(name, "fp8_e4m3fn" if fmt == "fp8" else "default")[0]
+        patcher.add_patches({"diffusion_model.blocks.0.ffn.0.weight": (torch.full((256, 128), 0.01),)})
+        model = HostModel(patcher, precision="fp32")
+        like = torch.zeros(1, dtype=torch.float32)
+        for path in ("blocks.0.self_attn.q", "blocks.0.ffn.0"):
+            module = model.network.get_submodule(path)
+            with model.weight_for_backward(module, like) as expected:
+                torch.testing.assert_close(weight_in_use(module, like), expected.float())
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr", "loha"])
