@@ -17,6 +17,7 @@ from ..training.run import Run, check_run_name, list_runs
 
 EXTRA_ROOTS = "pistachio"  # the key in extra_model_paths.yaml
 CAPTIONERS = "LLM"  # where other packs keep language models too
+GGUF, PROJECTOR = ".gguf", "mmproj"
 CACHE_FOLDER = ".cache"
 PICTURES_INDEX = "pictures-1.jsonl"  # another number when what is found out about a file changes
 
@@ -59,6 +60,18 @@ def output_folder(text: str) -> Path:
     path = _joined(root, name.split("/", 1)[1] if name.startswith("output/") else name)
     if path == root or not path.is_relative_to(root):
         raise PistachioError(f"'{text}' is not a folder below ComfyUI's output folder. Write a name such as 'my_character_split' on Split Dataset.")
+    return path
+
+
+def new_picture_folder(text: str) -> Path:
+    """A folder for pictures to be written into, below input/ ('x', 'input/x') or output/ ('output/x'); it need not exist."""
+    name = _cleaned(text)
+    path = next(iter(_candidates(name))) if name else None
+    roots = allowed_roots()[:2]
+    if path is None or not any(path.is_relative_to(root) and path != root for root in roots):
+        raise PistachioError(f"'{text}' is not a folder below ComfyUI's input or output folder. Write a name such as 'my_character'.")
+    if path.exists() and not path.is_dir():
+        raise PistachioError(f"'{path}' is a file, not a folder. Write another name.")
     return path
 
 
@@ -190,4 +203,37 @@ def captioner_folder(text: str) -> Path:
     found = next((path for path in allowed if path.is_dir()), None)
     if found is None:
         raise PistachioError(f"The captioner folder '{allowed[0]}' does not exist. Correct 'local_folder' on Load JoyCaption, or leave it empty to download.")
+    return found
+
+
+def gguf_files() -> list[str]:
+    """Names of the .gguf files in the captioners' folders, with their subfolders."""
+    roots = [Path(folder) for folder in folder_paths.get_folder_paths(CAPTIONERS)]
+    return sorted({path.relative_to(root).as_posix() for root in roots if root.is_dir() for path in root.rglob("*") if path.suffix.lower() == GGUF})
+
+
+def is_projector(name: str) -> bool:
+    return PROJECTOR in name.rsplit("/", 1)[-1].lower()
+
+
+def gguf_pair(model: str, projector: str = "") -> tuple[Path, Path]:
+    """The files of a model and its projector; an empty projector is the only one beside the model."""
+    model_file = _gguf_file(model)
+    if projector:
+        return model_file, _gguf_file(projector)
+    beside = sorted(path for path in model_file.parent.iterdir() if path.suffix.lower() == GGUF and is_projector(path.name))
+    if len(beside) != 1:
+        there = f"several: {', '.join(path.name for path in beside)}" if beside else "none"
+        raise PistachioError(
+            f"Beside '{model_file}' there should be one file with '{PROJECTOR}' in its name, and there is {there}. "
+            "Download the projector of this model into that folder, or choose it on Load GGUF Captioner."
+        )
+    return model_file, beside[0]
+
+
+def _gguf_file(name: str) -> Path:
+    roots = [Path(folder).resolve() for folder in folder_paths.get_folder_paths(CAPTIONERS)]
+    found = next((path for root in roots if (path := _joined(root, name)).is_relative_to(root) and path.is_file()), None)
+    if found is None:
+        raise PistachioError(f"There is no file '{name}' in {', '.join(map(str, roots))}. Put the GGUF files of the captioner there and press R on the canvas.")
     return found

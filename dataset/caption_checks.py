@@ -148,7 +148,7 @@ def _framing(texts: dict[str, str], detected: dict[str, str]) -> Finding:
         others = " and ".join(other for other in (CLOSE_UP, BUST, FULL_BODY) if other != kind)
         return Finding(
             code="one_framing", topic=topic, severity=WARNING, pictures=tuple(name for name, value in found.items() if value == kind),
-            words=f"{told} {most} of {known} pictures are {kind}.", advice=f"The LoRA will be weak at {others}. Add some of those.",
+            words=f"{told}, {most} of {known} pictures are {kind}.", advice=f"The LoRA will be weak at {others}. Add some of those.",
         )
     return Finding(code="framing", topic=topic, severity=GOOD, words=f"{told}: {mix}{f', {len(found) - known} unknown' if known < len(found) else ''}.")
 

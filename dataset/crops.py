@@ -18,7 +18,7 @@ from PIL import Image
 from ..training.errors import PistachioError
 from .caption_checks import BUST, CLOSE_UP, FRAMINGS, FULL_BODY
 from .captions import write_caption
-from .duplicates import source_of
+from .duplicates import is_crop, source_of
 from .files import atomic_write_bytes
 from .folder import load_folder, name_list, natural_key, plural
 from .images import content_hash, read_rgb
@@ -135,9 +135,14 @@ class Cropped:
     notes: tuple[str, ...]  # sentences for the user
 
 
-def stills(dataset: Dataset, folder: str) -> tuple[Picture, ...]:
-    """The pictures to look at, in order: no videos, and no crops of before."""
-    return tuple(p for p in dataset.pictures if p.clip is None and not (folder and p.relative_path.startswith(f"{folder}/")))
+def stills(dataset: Dataset) -> tuple[Picture, ...]:
+    """Everything but videos, in the dataset's order."""
+    return tuple(picture for picture in dataset.pictures if picture.clip is None)
+
+
+def originals(dataset: Dataset) -> tuple[Picture, ...]:
+    """The pictures to look at: no videos, and no crops of before."""
+    return tuple(picture for picture in stills(dataset) if not is_crop(picture.relative_path))
 
 
 def crop_subjects(
@@ -147,7 +152,7 @@ def crop_subjects(
     """`found`: boxes by relative path. Originals are never written; a crop that is there already is kept as it is."""
     if dataset.split is not None:
         raise PistachioError("The dataset is split already, so the crops would belong to neither part. Connect Crop Subjects before Split Dataset.")
-    pictures = stills(dataset, settings.folder)
+    pictures = originals(dataset)
     written, small, whole, kept, empty = [], [], [], [], []
     for done, picture in enumerate(pictures):
         check_interrupted()

@@ -5,7 +5,9 @@ from comfy_api.latest import ComfyExtension, io
 from ..bridge.routes import add_routes
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
 from .caption_rules import CaptionHistoryNode, CaptionRulesNode
+from .character_sheet import BuildPrompts, CharacterSheet, SaveToDataset
 from .checks import CheckDataset
+from .crops import CropSubjects, DatasetImages
 from .dataset import LoadImageFolder, LoadVideoFolder, SplitDataset
 from .encode import AugmentationSettings, EncodeDataset
 from .grid import CheckpointGrid
@@ -20,6 +22,8 @@ from .trigger import CheckTrigger
 NODES: list[type[io.ComfyNode]] = [
     LoadImageFolder,
     LoadVideoFolder,
+    CharacterSheet,
+    SaveToDataset,
     LoadJoyCaption,
     CaptionOptionsNode,
     CaptionDataset,
@@ -27,8 +31,11 @@ NODES: list[type[io.ComfyNode]] = [
     CaptionHistoryNode,
     CheckTrigger,
     ReviewDataset,
+    DatasetImages,
+    CropSubjects,
     SplitDataset,
     CheckDataset,
+    BuildPrompts,
     EncodeDataset,
     AugmentationSettings,
     QuantizeBase,

@@ -24,6 +24,8 @@ Objective = io.Custom("PISTACHIO_OBJECTIVE")
 Evaluation = io.Custom("PISTACHIO_EVALUATION")
 Logging = io.Custom("PISTACHIO_LOGGING")
 Samples = io.Custom("PISTACHIO_SAMPLES")
+Sheet = io.Custom("PISTACHIO_SHEET")
+FaceDetector = io.Custom("FACE_DETECTION_MODEL")  # ComfyUI's own, where it has one
 
 SETTINGS = "Pistachio/settings"  # the category of every settings node
 

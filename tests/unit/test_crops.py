@@ -101,7 +101,7 @@ def test_the_check_says_which_way_framing_was_told(dataset):
         return finding, report.facts
 
     finding, facts = found(dataset.pictures)
-    assert finding.words == "By their captions 6 of 6 pictures are full body." and facts["framing_detected"] == 0
+    assert finding.words == "By their captions, 6 of 6 pictures are full body." and facts["framing_detected"] == 0
     detected = tuple(replace(picture, boxes=(face(150 if index % 2 else 60),)) for index, picture in enumerate(dataset.pictures))
     finding, facts = found(detected)
     assert finding.words == "By the faces and figures found in them: 3 close-up, 3 half body."
