@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import activation, gate, norm, rope
-from .door import Door, door, open_door
+from .door import Door, door_of, open_door, shut_doors
 from .operators import define_operators
 
 define_operators()
@@ -19,36 +19,36 @@ define_operators()
 def norm_modulate(x: Tensor, weight=None, bias=None, shift=None, scale=None, *, eps: float, centred: bool) -> Tensor:
     """LayerNorm (`centred`) or RMSNorm of [B, T, C] with its frozen affine part, times (1 + scale), plus shift."""
     frozen = not any(v is not None and v.requires_grad for v in (weight, bias))
-    if frozen and door(x.device).implementation("norm_modulate") == "cuda":
+    if frozen and door_of(x.device).implementation("norm_modulate") == "cuda":
         return norm.NormModulate.apply(x, weight, bias, shift, scale, eps, centred)
     return norm.reference(x, weight, bias, shift, scale, eps=eps, centred=centred)
 
 
 def gated_residual(x: Tensor, y: Tensor, gate_vector: Tensor) -> Tensor:
     """x + y gate; x and y [B, T, C], the gate [B, C], [B, 1, C] or [B, T, C]."""
-    if door(x.device).implementation("gated_residual") == "cuda":
+    if door_of(x.device).implementation("gated_residual") == "cuda":
         return gate.GatedResidual.apply(x, y, gate_vector)
     return gate.reference(x, y, gate_vector)
 
 
 def gelu(x: Tensor, *, tanh: bool) -> Tensor:
-    if door(x.device).implementation("gelu8") == "cuda":
+    if door_of(x.device).implementation("gelu8") == "cuda":
         return activation.Gelu8.apply(x, tanh)
     return activation.gelu_reference(x, tanh)
 
 
 def swiglu(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) b"""
-    if door(a.device).implementation("swiglu8") == "cuda":
+    if door_of(a.device).implementation("swiglu8") == "cuda":
         return activation.SwiGlu8.apply(a, b)
     return activation.swiglu_reference(a, b)
 
 
 def rms_rope(x: Tensor, weight: Tensor, table: Tensor, *, eps: float, whole_row: bool) -> Tensor:
     """x [B, T, H, D] may be overwritten. The weight must pass `rope.safe_weight`, asked once a layer."""
-    if door(x.device).implementation("rms_rope_") == "cuda" and not weight.requires_grad:
+    if door_of(x.device).implementation("rms_rope_") == "cuda" and not weight.requires_grad:
         return rope.RmsRope.apply(x, weight, table, eps, whole_row)
     return rope.reference(x, weight, table, eps=eps, whole_row=whole_row)
 
 
-__all__ = ["Door", "door", "open_door", "norm_modulate", "gated_residual", "gelu", "swiglu", "rms_rope"]
+__all__ = ["Door", "door_of", "open_door", "shut_doors", "norm_modulate", "gated_residual", "gelu", "swiglu", "rms_rope"]

@@ -32,7 +32,7 @@ def keep(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = padded.abs().amax(-1) if padded.numel() else padded.new_zeros(rows, groups)
     up = torch.where(largest > 0, 127 / largest, torch.zeros_like(largest))
     codes = (padded * up.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
-    return codes.view(rows, -1)[:, :cols].contiguous(), largest / 127
+    return codes.flatten(1)[:, :cols].contiguous(), largest / 127
 
 
 def kept(codes: Tensor, scales: Tensor) -> Tensor:

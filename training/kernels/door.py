@@ -158,7 +158,7 @@ def _device_name(device: torch.device) -> str:
 _doors: dict[torch.device, Door] = {}
 
 
-def door(device: torch.device) -> Door:
+def door_of(device: torch.device) -> Door:
     """The process's door for a device; opened as "auto" where nobody has opened it."""
     if device not in _doors:
         _doors[device] = Door(DEFAULT, device)
@@ -173,3 +173,8 @@ def open_door(setting: str, device: torch.device, *, launcher: Launcher | None =
     _doors[device] = Door(setting, device, launcher=launcher, folder=folder)
     logger.info(_doors[device].line)
     return _doors[device]
+
+
+def shut_doors() -> None:
+    """Forget what was chosen: the next call chooses again."""
+    _doors.clear()

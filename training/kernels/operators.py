@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .door import door
+from .door import door_of
 from .table import OPERATIONS
 
 NAMESPACE = "pistachio"
@@ -27,6 +27,6 @@ def define_operators() -> None:
 def _through_the_door(name: str):
     def call(*arguments):
         device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
-        return door(device).call(name, *arguments)
+        return door_of(device).call(name, *arguments)
 
     return call

@@ -7,6 +7,13 @@
     float lr = knobs[0], beta1 = knobs[1], beta2 = knobs[2], eps = knobs[3], decay = knobs[4], correct1 = knobs[5], correct2 = knobs[6]; \
     float factor = clip ? *clip : 1.f;
 
+// To two units in the last place, as the card's own instruction is; zero for zero.
+__device__ __forceinline__ float root(float x) {
+    float y;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 KERNEL adamw(float* p, const float* g, float* m, float* v, const float* knobs, const float* clip, i64 count) {
     KNOBS
     i64 at = ((i64)blockIdx.x * THREADS + threadIdx.x) * 8;
@@ -16,13 +23,13 @@ KERNEL adamw(float* p, const float* g, float* m, float* v, const float* knobs, c
     load8((const f32*)g, at, count, gradient);
     load8((const f32*)m, at, count, mean);
     load8((const f32*)v, at, count, square);
-    float root = sqrtf(correct2);
+    float rate = lr / correct1, per2 = 1.f / correct2;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         float d = gradient[i] * factor;
         mean[i] += (d - mean[i]) * (1.f - beta1);
         square[i] = square[i] * beta2 + d * d * (1.f - beta2);
-        weight[i] = weight[i] * (1.f - lr * decay) - lr / correct1 * mean[i] / (sqrtf(square[i]) / root + eps);
+        weight[i] = weight[i] * (1.f - lr * decay) - rate * __fdividef(mean[i], root(square[i] * per2) + eps);
     }
     store8((f32*)p, at, count, weight);
     store8((f32*)m, at, count, mean);
@@ -40,7 +47,7 @@ __device__ __forceinline__ float chance(u32 index, u32 key) {
 // The last code whose value is not above `x`, at most 254.
 __device__ __forceinline__ int code_below(const float* grid, float x) {
     int low = 0;
-#pragma unroll
+#pragma unroll 1
     for (int step = 128; step; step >>= 1)
         if (low + step <= 254 && grid[low + step] <= x) low += step;
     return low;
@@ -53,12 +60,13 @@ __device__ __forceinline__ void encode(const float (&x)[8], const float* grid, u
 #pragma unroll
     for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[i]));
     largest = warp_max(largest);
+    float up = 1.f / fmaxf(largest, 1.1754944e-38f);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        float unit = x[i] / fmaxf(largest, 1.1754944e-38f);
+        float unit = x[i] * up;
         int below = code_below(grid, unit);
         float gap = fmaxf(grid[below + 1] - grid[below], 1.1754944e-38f);
-        int chosen = below + ((unit - grid[below]) / gap > chance((u32)(at + i), key) ? 1 : 0);
+        int chosen = below + (unit - grid[below] > chance((u32)(at + i), key) * gap ? 1 : 0);
         // A second moment of zero would make a step of any size.
         code[i] = (u8)(positive && unit > 0.f && chosen < 1 ? 1 : chosen);
     }
@@ -90,7 +98,7 @@ KERNEL adamw8(float* p, const float* g, u8* m, float* m_scale, u8* v, float* v_s
     KNOBS
     i64 at = ((i64)blockIdx.x * THREADS + threadIdx.x) * 8, group = at / 256;
     if (group * 256 >= count) return;  // whole warps
-    float weight[8], gradient[8], mean[8], square[8], lost[8];
+    float weight[8], gradient[8], mean[8], square[8], lost[8], per1 = 1.f / correct1, per2 = 1.f / correct2;
     load8((const f32*)p, at, count, weight);
     load8((const f32*)g, at, count, gradient);
     load8(compensation, at, count, lost);
@@ -101,7 +109,7 @@ KERNEL adamw8(float* p, const float* g, u8* m, float* m_scale, u8* v, float* v_s
         float d = gradient[i] * factor;
         mean[i] += (d - mean[i]) * (1.f - beta1);
         square[i] = square[i] * beta2 + d * d * (1.f - beta2);
-        float update = mean[i] / correct1 / (sqrtf(square[i] / correct2) + eps);
+        float update = __fdividef(mean[i] * per1, root(square[i] * per2) + eps);
         float delta = lost[i] - weight[i] * lr * decay - lr * update;
         float after = weight[i] + delta;
         lost[i] = delta - (after - weight[i]);

@@ -1,0 +1,65 @@
+"""What the kernels take on each card, from the assembler: registers, spills, shared memory. Needs no card.
+
+Holds the list of programs that stand for all: the widths of Wan-14B (5120, MLP 13824) and Flux (3072, heads of 128) in
+bfloat16, the widest rows that a block keeps, and the flat optimisers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from . import nvrtc
+from .glue import MAX_COLUMNS, column_blocks, row_block
+from .programs import Program, program
+
+# `a`: with what Hopper and consumer Blackwell have alone. No source uses that, but it must compile for it.
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_103", "sm_120", "sm_120a")
+MAX_SPILL_BYTES = 0
+MAX_SHARED_BYTES = 8192  # a block: never what limits how many blocks a multiprocessor holds
+# A multiprocessor has 65536 registers, and a thread's are handed out by eight: this many leave room for 512 threads.
+MAX_REGISTERS = 128
+
+BF16 = 1
+
+
+def _rows(source: str, cols: int, **constants: int) -> Program:
+    threads, chunks = row_block(cols)
+    return program(source, DTYPE=BF16, VECTOR=1, THREADS=threads, CHUNKS=chunks, **constants)
+
+
+def _columns(source: str, cols: int, **constants: int) -> Program:
+    return program(source, VECTOR=1, THREADS=column_blocks(cols)[1], **constants)
+
+
+def programs(*, widest: bool = True) -> tuple[Program, ...]:
+    """`widest`: also the rows of the largest width that is taken, which need most registers and most of the time."""
+    cols = 5120
+    found = (
+        _rows("norm", cols, MDTYPE=BF16, CENTRED=1),
+        program("columns", DTYPE=BF16, MDTYPE=BF16, VECTOR=0, THREADS=256),
+        _columns("gate", cols, DTYPE=BF16, MDTYPE=BF16),
+        _columns("activation", 13824, DTYPE=BF16, FORM=1),
+        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=128, WARPS=1, ROWS=4, CHUNKS=1),
+        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=256, WARPS=8, ROWS=1, CHUNKS=3),
+        _rows("quantise", cols, FORMAT=0, ROTATE=4),
+        _rows("quantise", cols, FORMAT=1, ROTATE=0),
+        _columns("rescale", cols, DTYPE=BF16, ROTATE=4, SOURCE=0),
+        program("transpose", THREADS=256, VECTOR=1),
+        program("adamw", THREADS=256, VECTOR=1),
+    )
+    wide = (_rows("norm", MAX_COLUMNS, MDTYPE=BF16, CENTRED=1), _rows("quantise", MAX_COLUMNS, FORMAT=0, ROTATE=4))
+    return found + wide if widest else found
+
+
+def known_targets() -> tuple[str, ...]:
+    """Of TARGETS, those that the compiler here knows."""
+    known = nvrtc.architectures()
+    return tuple(target for target in TARGETS if int(target.removeprefix("sm_").rstrip("a")) in known)
+
+
+def measure(target: str, wanted: tuple[Program, ...] | None = None) -> list[dict]:
+    """A row for each kernel of each program: {source, constants, target, entry, registers, spill_bytes, ...}."""
+    return [
+        {"source": one.source, "constants": dict(one.constants), "target": target, **asdict(resources)}
+        for one in (wanted or programs()) for resources in nvrtc.compile_cubin(one.text, target, one.options)[1]
+    ]
