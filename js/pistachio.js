@@ -1,12 +1,16 @@
 // @ts-check
 /**
- * Pistachio on the canvas: gives every Train LoRA node its live panel and feeds it.
+ * Pistachio on the canvas: gives every Train LoRA node its live panel and feeds it, and Review Dataset its grid.
  * Messages are not repeated to a page that was reloaded or lost its connection; the history is asked for then.
  */
 
 import { getJson, inputNode, onMessage, onNode } from "./host.mjs";
 import { addRow, emptyHistory, fromServer } from "./history.mjs";
 import { MIN_HEIGHT_PX, Panel } from "./panel.mjs";
+import "./runs.mjs";
+import { reviewOnNode } from "./review_places.mjs";
+
+const REVIEWED = ["PistachioReviewDataset"]; // nodes that carry the review of their folder
 
 const MESSAGES = {
   "pistachio.step": "train",
@@ -101,6 +105,8 @@ onNode("PistachioTrainLora", (node) => {
     removed?.call(this);
   };
 });
+
+for (const type of REVIEWED) onNode(type, reviewOnNode);
 
 for (const [message, kind] of Object.entries(MESSAGES)) {
   onMessage(message, (data) => {

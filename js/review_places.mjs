@@ -1,0 +1,163 @@
+// @ts-check
+/**
+ * Where reviews stand: on a node, and in a dialog over the canvas. Finds the folder that a node's pictures come from.
+ *
+ * `reviewOnNode(node)` serves every node that names its folder in a widget `folder`, gets a dataset from one that does, or
+ * sends `ui: {"pistachio_review": [{"folder": ...}]}` when it has run.
+ */
+
+import { inputNode, nodesOnCanvas, onCommand, onMessage } from "./host.mjs";
+import { ReviewView } from "./review.mjs";
+import { button, element, icon } from "./review_parts.mjs";
+
+const MIN_HEIGHT_PX = 420;
+const NODE_SIZE = /** @type {[number, number]} */ ([640, 640]);
+const NODE_TILE_PX = 150;
+const DIALOG_TILE_PX = 200;
+const REFRESH_INTERVAL_MS = 4000; // while something runs
+const NO_FOLDER = "Connect Load Image Folder, or press Run, to see the pictures here.";
+
+/**
+ * @typedef {import("./host.mjs").CanvasNode} CanvasNode
+ * @typedef {import("./review_store.mjs").Scope} Scope
+ */
+
+/** @param {CanvasNode | null} node @param {Set<CanvasNode>} [seen] @returns {Scope | null} of the nearest node that names a folder */
+export function folderOf(node, seen = new Set()) {
+  if (!node || seen.has(node)) return null;
+  seen.add(node);
+  const value = (/** @type {string} */ name) => node.widgets?.find((widget) => widget.name === name)?.value;
+  const folder = value("folder");
+  if (typeof folder === "string" && folder.trim() && !inputNode(node, "folder")) {
+    return { folder, recursive: value("recursive") !== false, videos: node.type === "PistachioLoadVideoFolder" };
+  }
+  for (const input of node.inputs ?? []) {
+    const found = input.link == null ? null : folderOf(inputNode(node, input.name), seen);
+    if (found) return found;
+  }
+  return null;
+}
+
+class NodeReview {
+  /** @param {CanvasNode} node */
+  constructor(node) {
+    this.node = node;
+    /** @type {Scope | null} told by the server when the node ran */
+    this.told = null;
+    this.view = new ReviewView({
+      leastTilePx: NODE_TILE_PX, hint: NO_FOLDER, settings: () => settingsOf(node), onLarge: () => openDialog(this.scope, () => settingsOf(node)),
+    });
+    this.view.root.addEventListener("pointerenter", () => this.follow());
+    const widget = node.addDOMWidget("review", "pistachio_review", this.view.root, {
+      serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT_PX,
+    });
+    widget.serialize = false;
+    if (node.size[1] < NODE_SIZE[1]) node.setSize([Math.max(node.size[0], NODE_SIZE[0]), NODE_SIZE[1]]);
+  }
+
+  get scope() {
+    return folderOf(this.node) ?? this.told;
+  }
+
+  /** The folder may be another one by now. */
+  follow() {
+    this.view.open(this.scope);
+  }
+}
+
+/** @param {CanvasNode} node @returns {object} what Check is asked with */
+function settingsOf(node) {
+  const value = (/** @type {string} */ name) => node.widgets?.find((widget) => widget.name === name)?.value;
+  const settings = { trigger_word: value("trigger_word"), resolution: value("resolution") };
+  return Object.fromEntries(Object.entries(settings).filter(([, one]) => typeof one === "string" || typeof one === "number"));
+}
+
+/** @type {Set<NodeReview>} */
+const reviews = new Set();
+
+/** @param {CanvasNode} node */
+export function reviewOnNode(node) {
+  const review = new NodeReview(node);
+  reviews.add(review);
+  setTimeout(() => review.follow()); // after the workflow has filled the widgets in and made the links
+  const { onRemoved, onConnectionsChange } = node;
+  node.onRemoved = function () {
+    reviews.delete(review);
+    review.view.close();
+    onRemoved?.call(this);
+  };
+  node.onConnectionsChange = function (...values) {
+    onConnectionsChange?.apply(this, values);
+    setTimeout(() => review.follow());
+  };
+}
+
+// ---- the dialog ------------------------------------------------------------------
+
+/** @type {ReviewView | null} */
+let dialogView = null;
+
+/** @param {Scope | null} scope @param {() => object} [settings] */
+export function openDialog(scope, settings = () => ({})) {
+  if (dialogView) return;
+  const before = /** @type {HTMLElement | null} */ (document.activeElement);
+  const view = (dialogView = new ReviewView({ leastTilePx: DIALOG_TILE_PX, hint: "Write the name of a folder in ComfyUI's input above.", settings }));
+  const folder = /** @type {HTMLInputElement} */ (element("input", "folder"));
+  folder.value = scope?.folder ?? "";
+  folder.placeholder = "folder in ComfyUI's input";
+  folder.setAttribute("aria-label", "Folder");
+  folder.addEventListener("change", () => view.open({ folder: folder.value, recursive: true }));
+  folder.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") event.stopPropagation();
+    if (event.key === "Enter") view.grid.root.focus();
+  });
+  const close = button("Close (Esc)", () => dialog.close(), icon("close"));
+  const title = element("h2", "", "Review");
+  const dialog = /** @type {HTMLDialogElement} */ (element("dialog", "pistachio-review-dialog", element("div", "head", title, folder, close), view.root));
+  dialog.setAttribute("aria-label", "Review of pictures and captions");
+  dialog.addEventListener("keydown", (event) => event.stopPropagation());
+  dialog.addEventListener("cancel", (event) => {
+    if (view.editor.isOpen) event.preventDefault();
+  });
+  dialog.addEventListener("close", () => {
+    view.close();
+    dialogView = null;
+    dialog.remove();
+    before?.focus();
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+  view.open(scope);
+  (scope ? view.grid.root : folder).focus();
+}
+
+onCommand("Pistachio.ReviewDataset", "Review a dataset's pictures and captions", () => {
+  const node = nodesOnCanvas().find((one) => folderOf(one));
+  openDialog(node ? folderOf(node) : null, () => (node ? settingsOf(node) : {}));
+});
+
+// ---- what happens meanwhile --------------------------------------------------------
+
+const views = () => [...[...reviews].map(({ view }) => view), ...(dialogView ? [dialogView] : [])];
+const reload = () => new Set(views().map((view) => view.store)).forEach((store) => store?.load());
+
+onMessage("executed", (data) => {
+  const [told] = data.output?.pistachio_review ?? [];
+  for (const review of reviews) {
+    if (told && String(data.node ?? "").split(":").at(-1) === String(review.node.id)) {
+      review.told = { folder: told.folder };
+      review.follow();
+      if (told.notes) review.view.say(told.notes.join(" "));
+    }
+  }
+});
+for (const type of ["execution_success", "execution_interrupted", "execution_error", "reconnected"]) onMessage(type, reload);
+
+let last = 0;
+onMessage("progress", () => {
+  const now = Date.now();
+  if (now - last < REFRESH_INTERVAL_MS || document.hidden) return;
+  last = now;
+  reload(); // a captioner may be writing
+});
+window.addEventListener("focus", reload); // another window may have changed files

@@ -1,0 +1,235 @@
+// @ts-check
+/**
+ * A folder under review, as the server has it, and every change asked of the server, one after the other.
+ * A text that could not be saved is kept until it is. One store a folder: all views of it show the same.
+ */
+
+import { getJson, postJson, url } from "./host.mjs";
+
+const CHECK_INTERVAL_MS = 700;
+
+/**
+ * @typedef {import("./review_list.mjs").Picture} Picture
+ * @typedef {import("./review_list.mjs").Finding} Finding
+ * @typedef {{folder: string, recursive?: boolean, videos?: boolean}} Scope
+ * @typedef {{name: string, mine: string, theirs: string | null}} Conflict
+ */
+
+export class ReviewStore extends EventTarget {
+  /** @param {Scope} scope */
+  constructor(scope) {
+    super();
+    this.scope = { recursive: true, videos: false, ...scope };
+    /** @type {Picture[]} */
+    this.pictures = [];
+    /** @type {Finding[]} */
+    this.findings = [];
+    this.checking = ""; // words while it is checked
+    this.undoWords = "";
+    this.redoWords = "";
+    this.problem = ""; // why the folder can't be shown
+    this.isLoaded = false;
+    /** @type {Map<string, string>} name -> a text that is not on the disk yet */
+    this.unsaved = new Map();
+    /** @type {Conflict[]} */
+    this.conflicts = [];
+    this.turn = Promise.resolve();
+    this.changes = 0;
+  }
+
+  /** Something changed. @param {string} [words] for the person */
+  tell(words = "", isError = false) {
+    this.dispatchEvent(new CustomEvent("change", { detail: { words, isError } }));
+  }
+
+  // ---- looking -------------------------------------------------------------------
+
+  /** @param {Record<string, string | number>} [more] */
+  query(more = {}) {
+    const { folder, recursive, videos } = this.scope;
+    const values = { folder, recursive: recursive ? "1" : "0", videos: videos ? "1" : "0", ...more };
+    return Object.entries(values).map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
+  }
+
+  /** @param {Picture} picture @param {number} sizePx */
+  thumbnail(picture, sizePx) {
+    return url(`/pistachio/thumbnail?folder=${encodeURIComponent(this.scope.folder)}&file=${encodeURIComponent(picture.name)}&size=${sizePx}&v=${picture.version ?? ""}`);
+  }
+
+  async load() {
+    const changes = this.changes;
+    let found;
+    try {
+      found = await getJson(`/pistachio/review?${this.query()}`);
+    } catch (error) {
+      this.problem = sentence(error);
+      this.tell();
+      return;
+    }
+    if (changes !== this.changes) return this.load(); // its answer is older than what was changed meanwhile
+    this.problem = "";
+    this.isLoaded = true;
+    const before = new Map(this.pictures.map((picture) => [picture.name, picture]));
+    this.pictures = found.pictures.map((/** @type {Picture} */ picture) => this.same(before.get(picture.name), picture));
+    this.undoWords = found.undo;
+    this.redoWords = found.redo;
+    this.tell(found.notes.join(" "));
+  }
+
+  /** The picture as it was where nothing changed: what is drawn of it stays. @param {Picture | undefined} before @param {Picture} now */
+  same(before, now) {
+    const unsaved = this.unsaved.get(now.name);
+    const picture = unsaved === undefined ? now : { ...now, unsaved };
+    return before && JSON.stringify(before) === JSON.stringify(picture) ? before : picture;
+  }
+
+  /** The whole caption: a long one is cut in the list. @param {Picture} picture @returns {Promise<string | null>} */
+  async caption(picture) {
+    return picture.is_cut ? (await getJson(`/pistachio/review/caption?${this.query({ name: picture.name })}`)).caption : picture.caption;
+  }
+
+  // ---- changing ------------------------------------------------------------------
+
+  /** @template T @param {() => Promise<T>} change @returns {Promise<T>} when the changes before it are done */
+  inTurn(change) {
+    const done = this.turn.then(change);
+    this.turn = done.then(() => {}, () => {});
+    return done;
+  }
+
+  /** @param {string} name @param {string} text @param {string | null} seen what stands in the caption's own file */
+  saveCaption(name, text, seen) {
+    this.unsaved.set(name, text);
+    this.refresh(name);
+    return this.inTurn(async () => {
+      const answer = await this.post("caption", { name, text, seen });
+      if (!answer) return;
+      if (answer.status === 409) {
+        this.conflicts = [...this.conflicts.filter((conflict) => conflict.name !== name), { name, mine: text, theirs: answer.body.now }];
+        this.tell(answer.body.error, true);
+        this.load();
+        return;
+      }
+      if (this.unsaved.get(name) === text) this.unsaved.delete(name);
+      this.conflicts = this.conflicts.filter((conflict) => conflict.name !== name);
+      this.receive(answer.body, `${name}: caption saved.`);
+    });
+  }
+
+  /** What could not be saved, once more. */
+  async saveAgain() {
+    for (const [name, text] of [...this.unsaved]) {
+      const picture = this.pictures.find((one) => one.name === name);
+      if (picture && !this.conflicts.some((conflict) => conflict.name === name)) await this.saveCaption(name, text, await this.seen(picture));
+    }
+  }
+
+  /** @param {Picture} picture @returns {Promise<string | null>} the text of the caption's own file */
+  async seen(picture) {
+    return picture.is_from_table ? null : this.caption(picture);
+  }
+
+  /** @param {Conflict} conflict @param {string | null} text to keep; null: the other one */
+  async settle(conflict, text) {
+    this.conflicts = this.conflicts.filter((one) => one !== conflict);
+    if (text !== null) return this.saveCaption(conflict.name, text, conflict.theirs);
+    this.unsaved.delete(conflict.name);
+    await this.load();
+  }
+
+  /** @param {string[]} names @param {"excluded" | "held_out" | "accepted"} mark @param {boolean} on @param {string} words */
+  mark(names, mark, on, words) {
+    return this.inTurn(async () => {
+      const answer = await this.post("mark", { names, mark, on });
+      if (answer) this.receive(answer.body, words);
+    });
+  }
+
+  /** @param {"undo" | "redo"} turn */
+  step(turn) {
+    return this.inTurn(async () => {
+      const answer = await this.post(turn, {});
+      if (!answer) return;
+      const words = answer.body.words;
+      this.receive(answer.body, words ? `${turn === "undo" ? "Undone" : "Redone"}: ${words}.` : `There is nothing to ${turn}.`);
+    });
+  }
+
+  /** @param {string} path @param {object} body @returns {Promise<{status: number, body: any} | null>} null: it failed, and the person was told */
+  async post(path, body) {
+    this.changes += 1;
+    try {
+      const answer = await postJson(`/pistachio/review/${path}`, { ...this.scope, ...body });
+      if (answer.status === 200 || answer.status === 409) return answer;
+      this.tell(answer.body?.error ?? `ComfyUI refused it (HTTP ${answer.status}).`, true);
+    } catch (error) {
+      this.tell(`Not saved: ComfyUI can't be reached (${sentence(error)}).`, true);
+    }
+    return null;
+  }
+
+  /** @param {{pictures: Picture[], undo: string, redo: string}} answer @param {string} words */
+  receive(answer, words) {
+    const changed = new Map(answer.pictures.map((picture) => [picture.name, this.same(undefined, picture)]));
+    this.pictures = this.pictures.map((picture) => changed.get(picture.name) ?? picture);
+    this.undoWords = answer.undo;
+    this.redoWords = answer.redo;
+    this.tell(words);
+  }
+
+  /** @param {string} name */
+  refresh(name) {
+    this.pictures = this.pictures.map((picture) => (picture.name === name ? this.same(undefined, { ...picture, unsaved: undefined }) : picture));
+    this.tell();
+  }
+
+  // ---- checking ------------------------------------------------------------------
+
+  /** What Check Dataset finds; asked for until it is there. @param {{trigger_word?: string, resolution?: number}} settings @param {boolean} start */
+  async check(settings, start) {
+    if (this.checking) return;
+    this.checking = "Checking";
+    this.tell();
+    try {
+      for (let first = start ? "1" : "0"; ; first = "0") {
+        const found = await getJson(`/pistachio/review/findings?${this.query({ ...settings, start: first })}`);
+        if (found.state === "running") {
+          this.checking = found.total ? `Checking ${Math.floor((100 * found.done) / found.total)} %` : "Checking";
+          this.tell();
+          await new Promise((resolve) => setTimeout(resolve, CHECK_INTERVAL_MS));
+          continue;
+        }
+        this.checking = "";
+        if (found.state === "done") this.findings = found.findings;
+        this.tell(start ? found.error ?? `${found.verdict}. ${this.findings.length ? "The filter shows what was found." : ""}` : "", found.state === "failed");
+        return;
+      }
+    } catch (error) {
+      this.checking = "";
+      this.tell(`The check failed: ${sentence(error)}`, true);
+    }
+  }
+}
+
+/** @param {unknown} error */
+const sentence = (error) => (error instanceof Error ? error.message : String(error));
+
+/** @type {Map<string, ReviewStore>} */
+const stores = new Map();
+
+/** @param {Scope} scope @returns {ReviewStore} the folder's, made at the first call */
+export function storeOf(scope) {
+  const key = JSON.stringify([scope.folder.trim(), scope.recursive ?? true, scope.videos ?? false]);
+  let store = stores.get(key);
+  if (!store) {
+    store = new ReviewStore({ ...scope, folder: scope.folder.trim() });
+    stores.set(key, store);
+    store.load();
+    store.check({}, false); // what is known already
+  }
+  return store;
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if ([...stores.values()].some((store) => store.unsaved.size)) event.preventDefault();
+});
