@@ -5,6 +5,7 @@
  */
 
 import { drawChart } from "./chart.mjs";
+import { addStylesheet, element } from "./elements.mjs";
 import { duration, signed } from "./history.mjs";
 import { url } from "./host.mjs";
 
@@ -13,18 +14,7 @@ const REDRAW_INTERVAL_MS = 100;
 const THUMBNAIL_PX = 256;
 const OPENED_PX = 1024;
 
-const stylesheet = document.createElement("link");
-stylesheet.rel = "stylesheet";
-stylesheet.href = new URL("panel.css", import.meta.url).href;
-document.head.append(stylesheet);
-
-/** @param {string} tag @param {string} className @param {Element[]} children */
-function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.append(...children);
-  return made;
-}
+addStylesheet("panel.css");
 
 export class Panel {
   constructor() {
@@ -118,7 +108,7 @@ function sampleElement(step, picture) {
   const image = document.createElement("img");
   image.src = address(THUMBNAIL_PX);
   image.alt = picture.prompt;
-  const link = /** @type {HTMLAnchorElement} */ (element("a", picture.with_trigger ? "with-trigger" : "", image));
+  const link = element("a", picture.with_trigger ? "with-trigger" : "", image);
   link.href = address(OPENED_PX);
   link.target = "_blank";
   link.title = `Step ${step}, ${picture.with_trigger ? "with" : "without"} the trigger word: ${picture.prompt}`;

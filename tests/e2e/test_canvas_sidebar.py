@@ -1,0 +1,157 @@
+"""The list of runs in the sidebar, in a real browser: search, open, compare, install, rename, continue, trash."""
+
+import json
+
+import pytest
+import torch
+
+from pistachio.training.run import RunFolder
+from support.canvas import Canvas
+
+TAB = ".pistachio-runs"
+
+
+def evaluation(step, percent, *, base):
+    loss = base * (1 + percent / 100)
+    return {"kind": "eval", "step": step, "loss": loss, "loss_delta": loss - base, "loss_delta_pct": percent, "se": 0.02,
+            "errors": {"a" * 64: [loss]}, "t_values": {"a" * 64: [0.5]}}
+
+
+def write_run(server, name, percents, *, base=2.0, trigger="ohwx"):
+    """As training leaves it, with two checkpoints of a tiny file."""
+    folder = RunFolder(server.base / "output" / "pistachio" / name)
+    folder.path.mkdir(parents=True)
+    folder.write_json("config.json", {"id": name, "family": "SDXL", "settings": {"num_steps": 200}})
+    folder.write_json("dataset.json", {"trigger_word": trigger, "pictures": [{}] * 20})
+    rows = [{"kind": "train", "step": step, "loss": 1.0, "loss_ema": 1.0} for step in range(1, 201)]
+    rows += [evaluation(100 * i, percent, base=base) for i, percent in enumerate(percents)]
+    (folder.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in (100, 200):
+        folder.save_checkpoint(step, {"x.lora_A.weight": torch.full((1, 1), float(step))}, {}, {}, {})
+    folder.write_json("report.json", {
+        "run": name, "chosen_step": 100, "last_step": 200, "finished": True, "verdict": f"Step 100 of {name} is best.",
+        "eval_delta_pct": percents[1], "settings": {"num_steps": 200},
+    })
+    return folder
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["nodes 1", "nodes 2"])
+def canvas(request, browser, server):
+    for name, *rest in (("side mia", (0, -12, -9)), ("side tom", (0, -4, 3)), ("side other", (0, -1, -2), 2.5)):
+        if not (server.base / "output" / "pistachio" / name).exists():
+            write_run(server, name, rest[0], base=rest[1] if len(rest) > 1 else 2.0)
+    context = browser.new_context(viewport={"width": 1600, "height": 1000}, permissions=["clipboard-read", "clipboard-write"])
+    yield Canvas(page=context.new_page(), server=server).open(nodes_2=request.param)
+    context.close()
+    server.post("/api/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+@pytest.fixture
+def tab(canvas):
+    """The list, with every search and tick taken away."""
+    page = canvas.page
+    if not page.locator(TAB).count():
+        page.locator(".pistachio-runs-tab-button").click()
+        page.wait_for_selector(f"{TAB}")
+    back = page.locator(f"{TAB} button", has_text="All runs")
+    if back.count():
+        back.click()
+    page.locator(f"{TAB} input[type=search]").fill("side")
+    ticked = page.locator(f"{TAB} .run input:checked")
+    while ticked.count():
+        ticked.first.uncheck()
+    return page.locator(TAB)
+
+
+def names(tab):
+    return sorted(tab.locator(".run .name").all_text_contents())
+
+
+def test_a_search_finds_runs_by_every_word(tab):
+    assert names(tab) == ["side mia", "side other", "side tom"]
+    row = tab.locator(".run", has_text="side mia")
+    assert "−12 %" in row.text_content() and "SDXL · ohwx" in row.text_content() and "Step 100 of side mia is best." in row.text_content()
+    assert row.locator("path.line").count() == 1
+    tab.locator("input[type=search]").fill("side SDXL tom")
+    assert names(tab) == ["side tom"]
+    tab.locator("input[type=search]").fill("side nobody")
+    assert "No run has these words." in tab.text_content()
+
+
+def test_runs_of_one_protocol_share_a_chart_and_others_say_why_not(tab):
+    compare = tab.get_by_role("button", name="Compare", exact=True)
+    tab.get_by_label("Compare side mia").check()
+    assert compare.is_disabled()
+    tab.get_by_label("Compare side tom").check()
+    compare.click()
+    tab.locator(".compared path").nth(1).wait_for()
+    assert tab.locator(".compared path").count() == 2 and tab.locator(".key").all_text_contents() != []
+    assert "side mia ends at −9.0 %" in tab.locator(".compared svg").get_attribute("aria-label")
+    tab.get_by_role("button", name="All runs").click()
+    tab.get_by_label("Compare side other").check()
+    compare.click()
+    tab.locator(".problem").wait_for()
+    assert "began at other losses" in tab.locator(".problem").text_content()
+
+
+def test_a_checkpoint_is_installed_from_the_list(tab, server):
+    tab.get_by_role("button", name="side mia", exact=True).click()
+    tab.get_by_label("Install step 200").click()
+    tab.locator("button", has_text="Installed").wait_for()
+    assert (server.base / "models" / "loras" / "side mia-step200.safetensors").is_file()
+    assert tab.locator("tr.chosen").text_content().startswith("100, chosen")
+    assert tab.locator("circle.dot").count() == 3
+
+
+def test_the_trigger_is_copied(tab, canvas):
+    tab.get_by_role("button", name="side mia", exact=True).click()
+    tab.get_by_role("button", name="Copy trigger").click()
+    canvas.page.wait_for_function("async () => (await navigator.clipboard.readText()) === 'ohwx'")
+
+
+def test_a_run_is_continued_on_the_canvas(tab, canvas):
+    canvas.page.evaluate("() => { app.graph.clear(); const node = LiteGraph.createNode('PistachioTrainLora'); node.pos = [900, 200]; app.graph.add(node); }")
+    tab.get_by_role("button", name="side mia", exact=True).click()
+    tab.get_by_role("button", name="Continue").click()
+    canvas.page.wait_for_function("() => app.graph._nodes.some(node => node.type === 'PistachioLoadRun')")
+    assert canvas.page.evaluate(
+        "() => { const train = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');"
+        " const loader = train.getInputNode(train.inputs.findIndex(input => input.name === 'continue_run'));"
+        " return loader.widgets.find(widget => widget.name === 'run').value; }"
+    ) == "side mia"
+
+
+def test_a_run_is_renamed_and_moved_to_the_trash(tab, canvas, server, request):
+    page, folder = canvas.page, server.base / "output" / "pistachio"
+    name = f"side {request.node.callspec.id}"
+    write_run(server, f"{name} first", (0, -3, -5))
+    tab.get_by_label("Read the list again").click()
+    tab.get_by_role("button", name=f"{name} first", exact=True).click()
+    tab.get_by_role("button", name="Rename").click()
+    box = page.get_by_role("dialog").get_by_role("textbox")
+    box.fill(f"{name} last")
+    box.press("Enter")
+    tab.locator("h3", has_text=f"{name} last").wait_for()
+    assert RunFolder(folder / f"{name} last").report()["run"] == f"{name} last" and not (folder / f"{name} first").exists()
+    tab.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    tab.locator("input[type=search]").wait_for()
+    assert f"{name} last" not in names(tab)
+    assert (folder / ".trash" / f"{name} last" / "metrics.jsonl").is_file()
+
+
+def test_nothing_of_ours_failed(tab, canvas):
+    assert canvas.our_errors() == []
+
+
+def test_another_sites_page_changes_nothing(server):
+    import urllib.error
+    import urllib.request
+
+    for headers in ({"Content-Type": "text/plain"}, {"Content-Type": "application/json", "Origin": "http://elsewhere.example"},
+                    {"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"}):
+        asked = urllib.request.Request(f"{server.url}/pistachio/runs/side%20mia/trash", data=b"{}", headers=headers, method="POST")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked)
+        assert refused.value.code in (403, 415)
+    assert (server.base / "output" / "pistachio" / "side mia").is_dir()
