@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from support import tiny_objects
@@ -10,31 +12,40 @@ from support.stream_watch import Watch
 from support.tiny_models import FILES
 
 FAMILIES = (*FILES, *tiny_objects.OBJECT_FAMILIES)
-LEVELS = ("everything", "blocks")
+LEVELS = ("everything", "blocks", "attention", "products")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def prepared(request, host, tiny):
-    if request.param in FILES:
-        return Prepared(tiny(request.param))
-    missing = tiny_objects.why_missing(request.param)
-    if missing:
-        pytest.skip(missing)
-    return Prepared(tiny_objects.load(request.param))
+    return made(request.param, tiny)
 
 
-def numbers(prepared, keep, computing=None):
-    """An evaluation, a step of two micro-batches, a pass of the base alone, and another evaluation."""
+@pytest.fixture(scope="module")
+def wan(host, tiny):
+    return made("wan21", tiny)
+
+
+def made(family, tiny):
+    if family in FILES:
+        found = Prepared(tiny(family))
+    else:
+        missing = tiny_objects.why_missing(family)
+        if missing:
+            pytest.skip(missing)
+        found = Prepared(tiny_objects.load(family))
+    with torch.no_grad(), found.model.training():
+        found.predict()  # some networks give their modules an attribute in their first pass
+    return found
+
+
+def numbers(prepared, keep="everything"):
+    """A step of two micro-batches, a pass of the base alone, and another step."""
     found = []
     with prepared.network(keep=keep) as network:
-        with torch.no_grad():
-            found.append(prepared.predict())
         found.append(prepared.gradient(network, [0], [1]))
         with torch.no_grad(), network.disabled():
             found.append(prepared.predict())
         found.append(prepared.gradient(network, [0]))
-        with torch.no_grad():
-            found.append(prepared.predict())
     return found
 
 
@@ -53,8 +64,7 @@ class Boom(Exception):
     pass
 
 
-@pytest.mark.parametrize("keep", LEVELS)
-def test_streamed_numbers_are_the_resident_ones(prepared, keep):
+def compare(prepared, keep):
     from pistachio.training.streaming.context import streamed
     from pistachio.training.streaming.simulated import SimulatedDevice
 
@@ -70,3 +80,78 @@ def test_streamed_numbers_are_the_resident_ones(prepared, keep):
             raise Boom
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
     assert unchanged(network, before) and vars(prepared.tiny.model.model).keys() == attributes
+
+
+def test_streamed_numbers_are_the_resident_ones(prepared):
+    """Each family at one level, its place in the list says which."""
+    compare(prepared, LEVELS[FAMILIES.index(prepared.tiny.family) % len(LEVELS)])
+
+
+@pytest.mark.parametrize("keep", LEVELS)
+def test_streaming_goes_with_every_level_of_what_blocks_keep(wan, keep):
+    compare(wan, keep)
+
+
+def with_loras(patcher):
+    """As a LoRA loader before Train LoRA leaves it: each weight is patched when it is loaded."""
+    patched, generator = patcher.clone(), torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        patched.add_patches({
+            f"diffusion_model.{name}.weight": (0.02 * torch.randn(module.weight.shape, generator=generator),)
+            for name, module in patcher.model.diffusion_model.named_modules() if isinstance(module, torch.nn.Linear)
+        })
+    return patched
+
+
+def quantised(format):
+    def make(patcher):
+        from pistachio.bridge.quantize import quantize_base
+
+        with torch.inference_mode():
+            return quantize_base(patcher, format)[0]
+
+    return make
+
+
+@pytest.mark.parametrize("change", [with_loras, quantised("fp8-row"), quantised("int8-convrot"), quantised("nf4")], ids=["loras", "fp8-row", "int8-convrot", "nf4"])
+def test_a_changed_base_streams(wan, change):
+    """With another evaluation by the host in between, as samples are made: it loads the model by itself."""
+    import comfy.model_management
+    from pistachio.bridge.model import HostModel
+    from pistachio.training.streaming.context import streamed
+    from pistachio.training.streaming.simulated import SimulatedDevice
+
+    changed = copy.copy(wan)
+    with torch.inference_mode():
+        changed.model = HostModel(change(wan.tiny.model), precision="fp32")
+    model = changed.model
+
+    def picture():
+        with model.generating():
+            comfy.model_management.load_models_gpu([model.patcher])
+            return changed.predict().clone()
+
+    with model.training():
+        with changed.network(keep="blocks") as network:
+            expected = [changed.gradient(network), picture(), changed.gradient(network)]
+        weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        with streamed(model, 2, slots=1, device=SimulatedDevice()) as ring, changed.network(keep="blocks") as network:
+            with Watch(ring):
+                found = [changed.gradient(network)]
+            found.append(picture())
+            with Watch(ring):
+                found.append(changed.gradient(network))
+            with pytest.raises(Boom), model.generating():
+                raise Boom
+            with Watch(ring):
+                found.append(changed.gradient(network))
+    assert all(torch.equal(a, b) for a, b in zip(found, [*expected, expected[0]], strict=True))
+    assert not torch.equal(found[0], wan.plain_gradient)  # the change counted
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model.patcher])
+    after = model.network.state_dict()
+    assert all(same_bits(after[name], tensor) for name, tensor in weights.items())
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
