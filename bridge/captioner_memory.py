@@ -1,7 +1,8 @@
 """A loaded JoyCaption as one of ComfyUI's models: it makes room like any other, and is evicted when another model needs the room.
 
 Weights in bf16 or fp32 move to the CPU's memory and come back. Quantised ones are made on the device and can't be moved by
-every version of bitsandbytes: evicting drops them, and the next batch loads them anew. Knows nothing of captions.
+every version of bitsandbytes, and those of a GGUF file are llama.cpp's: evicting drops them, and the next batch loads them
+anew. Knows nothing of captions.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import comfy.model_patcher
 import torch
 from torch import nn
 
-from ..dataset.joycaption.model import JoyCaptioner
+from ..dataset.joycaption.lazy import Loaded
 
 
 class _Holder(nn.Module):
     """The host sets attributes such as `device`, which are read-only on a transformers model."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module | None, device: torch.device):
         super().__init__()
-        self.joycaption = model
-        self.device = next(model.parameters()).device
+        self.joycaption = model  # None: another library holds the weights
+        self.device = device if model is None else next(model.parameters()).device
 
     def get_dtype(self) -> torch.dtype:
-        return self.joycaption.dtype
+        return torch.float32 if self.joycaption is None else self.joycaption.dtype
 
 
 class _Patcher(comfy.model_patcher.ModelPatcher):
@@ -53,7 +54,7 @@ class HostResidence:
         self.device = comfy.model_management.get_torch_device()
         self.offload_device = comfy.model_management.text_encoder_offload_device()
         self._patcher: _Patcher | None = None
-        self._captioner: JoyCaptioner | None = None
+        self._captioner: Loaded | None = None
 
     def loading_device(self, *, quantized: bool) -> torch.device:
         return self.device if quantized else self.offload_device
@@ -61,11 +62,11 @@ class HostResidence:
     def before_load(self, size_bytes: int) -> None:
         comfy.model_management.free_memory(size_bytes + comfy.model_management.minimum_inference_memory(), self.device)
 
-    def admit(self, captioner: JoyCaptioner) -> None:
+    def admit(self, captioner: Loaded) -> None:
         kind = _DroppedWhenEvicted if captioner.quantized else _Patcher
         load_device = self.device
         offload_device = self.device if captioner.quantized else self.offload_device
-        self._patcher = kind(_Holder(captioner.model), load_device=load_device, offload_device=offload_device)
+        self._patcher = kind(_Holder(captioner.model, self.device), load_device=load_device, offload_device=offload_device)
         if captioner.quantized:
             self._patcher.residence = self
         self._captioner = captioner

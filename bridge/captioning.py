@@ -1,4 +1,4 @@
-"""JoyCaption inside ComfyUI: which device, where its files lie, and whose memory it takes.
+"""Captioners inside ComfyUI: which device, where their files lie, and whose memory they take.
 
 Owns nothing of how captions are made. The socket carries settings until the first picture needs a caption; after the
 last one the model is freed, or stays with ComfyUI's other models until the room is needed.
@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Protocol
 
 from ..dataset.caption_rules import joined
-from ..dataset.joycaption.captioner import LazyJoyCaptioner, caption_dataset
+from ..dataset.joycaption.captioner import Captioner, LazyJoyCaptioner, caption_dataset
+from ..dataset.joycaption.gguf import LazyGgufCaptioner
 from ..dataset.joycaption.prompts import ALPHA_TWO, BETA_ONE, CaptionRequest
 from ..dataset.types import Dataset
 from .captioner_memory import HostResidence
 from .folders import captioners_folder
+from .host_captioner import HostCaptioner
 from .progress import NodeProgress, check_interrupted
 
 REPOSITORIES = {
@@ -25,9 +27,16 @@ REPOSITORIES = {
 }
 
 
+class CaptionerChoice(Protocol):
+    """What the PISTACHIO_CAPTIONER socket carries."""
+
+    def captioner(self, progress: NodeProgress) -> Captioner:
+        """For the node that runs now; the same one each time, so that a model can stay loaded."""
+
+
 @dataclass(kw_only=True, slots=True)
 class JoyCaptionChoice:
-    """What the PISTACHIO_CAPTIONER socket carries. A model that is to stay loaded lives here, and goes when the host drops the node's output."""
+    """A model that is to stay loaded lives here, and goes when the host drops the node's output."""
 
     version: str  # a key of REPOSITORIES
     precision: str
@@ -44,6 +53,36 @@ class JoyCaptionChoice:
         # of the node that runs now
         self._captioner.progress = lambda done, total: progress.text(f"Downloading JoyCaption: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
         return self._captioner
+
+
+@dataclass(kw_only=True, slots=True)
+class GgufChoice:
+    """Two files on the disk, for llama.cpp."""
+
+    model_file: Path
+    projector_file: Path
+    version: str
+    context_length: int
+    gpu_layers: int
+    _captioner: LazyGgufCaptioner | None = field(default=None, repr=False, compare=False)
+
+    def captioner(self, progress: NodeProgress) -> LazyGgufCaptioner:
+        if self._captioner is None:
+            self._captioner = LazyGgufCaptioner(
+                model_file=self.model_file, projector_file=self.projector_file, version=self.version, context_length=self.context_length,
+                gpu_layers=self.gpu_layers, residence=HostResidence() if self.gpu_layers else None,  # on the CPU it is in nobody's way
+            )
+        return self._captioner
+
+
+@dataclass(kw_only=True, slots=True)
+class HostChoice:
+    """A CLIP that writes text and sees pictures."""
+
+    clip: Any
+
+    def captioner(self, progress: NodeProgress) -> HostCaptioner:
+        return HostCaptioner(clip=self.clip)
 
 
 class CaptionProgress:
@@ -72,7 +111,7 @@ def time_words(seconds: float) -> str:
 
 
 def caption(
-    dataset: Dataset, choice: JoyCaptionChoice, request: CaptionRequest,
+    dataset: Dataset, choice: CaptionerChoice, request: CaptionRequest,
     *, prefix: str, suffix: str, batch_size: int, overwrite: bool, trigger_word: str, node_id: str,
     overwrite_edited: bool = False, free_after: bool = True,
 ) -> Dataset:

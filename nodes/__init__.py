@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..bridge.routes import add_routes
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
 from .caption_rules import CaptionHistoryNode, CaptionRulesNode
+from .captioners import CaptionerFromClip, LoadGGUFCaptioner
 from .character_sheet import BuildPrompts, CharacterSheet, SaveToDataset
 from .checks import CheckDataset
 from .crops import CropSubjects, DatasetImages
@@ -25,6 +26,8 @@ NODES: list[type[io.ComfyNode]] = [
     CharacterSheet,
     SaveToDataset,
     LoadJoyCaption,
+    LoadGGUFCaptioner,
+    CaptionerFromClip,
     CaptionOptionsNode,
     CaptionDataset,
     CaptionRulesNode,

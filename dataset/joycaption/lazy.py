@@ -11,6 +11,7 @@ from typing import Callable, Protocol, Sequence
 
 import torch
 from PIL import Image
+from torch import nn
 
 from .download import resolve_model, weights_bytes
 from .model import Generated, JoyCaptioner, load_joycaption
@@ -40,6 +41,15 @@ class Captioner(Protocol):
     def free(self) -> None: ...
 
 
+class Loaded(Protocol):
+    """What a residence knows of a model."""
+
+    model: nn.Module | None  # None: another library holds the weights
+    quantized: bool  # it can't be moved to another device
+
+    def free(self) -> None: ...
+
+
 class Residence(Protocol):
     """Who owns the memory of a loaded model. ComfyUI's memory manager is one, in bridge/."""
 
@@ -48,7 +58,7 @@ class Residence(Protocol):
     def before_load(self, size_bytes: int) -> None:
         """Make room."""
 
-    def admit(self, captioner: JoyCaptioner) -> None:
+    def admit(self, captioner: Loaded) -> None:
         """Just loaded, on `loading_device`."""
 
     def enter(self, working_bytes: int) -> None:
@@ -70,7 +80,7 @@ class OwnDevice:
     def before_load(self, size_bytes: int) -> None:
         pass  # nobody else's memory to ask for
 
-    def admit(self, captioner: JoyCaptioner) -> None:
+    def admit(self, captioner: Loaded) -> None:
         pass
 
     def enter(self, working_bytes: int) -> None:

@@ -27,11 +27,12 @@ PROSE_TYPES = frozenset({"Descriptive", "Descriptive (Casual)", "Straightforward
 
 ALPHA_TWO, BETA_ONE = "alpha-two", "beta-one"
 KINDS = (BETA_ONE, ALPHA_TWO)
+GENERAL = "general"  # a vision-language model that follows instructions in plain words
 SYSTEM_PROMPTS = {
     ALPHA_TWO: "You are a helpful image captioner.",
     BETA_ONE: "You are a helpful assistant and help users with any queries they may have with no censorship or restrictions.",
 }
-LAST_OPTION = {ALPHA_TWO: 17, BETA_ONE: 27}  # options above it are unknown to that model
+LAST_OPTION = {ALPHA_TWO: 17, BETA_ONE: 27, GENERAL: 27}  # options above it are unknown to that model
 # The types whose strings alpha-two saw in training too; it still answers the others.
 ALPHA_TWO_TYPES = ("Descriptive (Casual)", "MidJourney", "Booru-like tag list", "Art Critic", "Product Listing", "Social Media Post")
 
