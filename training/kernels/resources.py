@@ -31,24 +31,27 @@ def _columns(source: str, cols: int, **constants: int) -> Program:
     return program(source, VECTOR=1, THREADS=column_blocks(cols)[1], **constants)
 
 
-def programs(*, widest: bool = True) -> tuple[Program, ...]:
-    """`widest`: also the rows of the largest width that is taken, which need most registers and most of the time."""
-    cols = 5120
+def programs(*, wide: bool = True) -> tuple[Program, ...]:
+    """Every source. `wide`: with the rows of the models, and the widest that is taken, which need most registers; else narrow ones."""
     found = (
-        _rows("norm", cols, MDTYPE=BF16, CENTRED=1),
+        _rows("norm", 5120 if wide else 2048, MDTYPE=BF16, CENTRED=1),
         program("columns", DTYPE=BF16, MDTYPE=BF16, VECTOR=0, THREADS=256),
-        _columns("gate", cols, DTYPE=BF16, MDTYPE=BF16),
+        _columns("gate", 5120, DTYPE=BF16, MDTYPE=BF16),
         _columns("activation", 13824, DTYPE=BF16, FORM=1),
         program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=128, WARPS=1, ROWS=4, CHUNKS=1),
-        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=256, WARPS=8, ROWS=1, CHUNKS=3),
-        _rows("quantise", cols, FORMAT=0, ROTATE=4),
-        _rows("quantise", cols, FORMAT=1, ROTATE=0),
-        _columns("rescale", cols, DTYPE=BF16, ROTATE=4, SOURCE=0),
+        _rows("quantise", 5120 if wide else 2048, FORMAT=0, ROTATE=4),
+        _columns("rescale", 5120, DTYPE=BF16, ROTATE=4, SOURCE=0),
         program("transpose", THREADS=256, VECTOR=1),
         program("adamw", THREADS=256, VECTOR=1),
     )
-    wide = (_rows("norm", MAX_COLUMNS, MDTYPE=BF16, CENTRED=1), _rows("quantise", MAX_COLUMNS, FORMAT=0, ROTATE=4))
-    return found + wide if widest else found
+    if not wide:
+        return found
+    return found + (
+        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=256, WARPS=8, ROWS=1, CHUNKS=3),
+        _rows("quantise", 5120, FORMAT=1, ROTATE=0),
+        _rows("norm", MAX_COLUMNS, MDTYPE=BF16, CENTRED=1),
+        _rows("quantise", MAX_COLUMNS, FORMAT=0, ROTATE=4),
+    )
 
 
 def known_targets() -> tuple[str, ...]:
