@@ -1,7 +1,8 @@
 """HTTP for the list of runs: what there is, which may share a chart, and what a person does with one.
 
 GET /pistachio/runs, /pistachio/runs/{name}, /pistachio/compare?run=...&run=...
-POST /pistachio/runs/{name}/rename {"name"}, /install {"step", "lora_name"}, /trash {}, /show_folder {}
+POST /pistachio/runs/{name}/rename {"name"}, /install {"step", "lora_name"}, /trash {}, /show_folder {}, and /ask {"wish"} of a run
+that is being trained: "evaluate", "sample" or "stop"
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..training.overview import compare, rename_run, summarise, trash_run
 from ..training.report import record_override
 from ..training.run import Run, RunFolder, check_run_name, list_runs
 from .answers import answered, is_from_this_machine, json_body, text_of
+from .control import ask
 from .events import finite, thumbnail_file
 from .folders import find_run, runs_folder
 from .lora import install_checkpoint
@@ -26,7 +28,7 @@ def add_run_routes(routes: web.RouteTableDef) -> None:
     routes.get("/pistachio/runs")(answered(get_runs))
     routes.get("/pistachio/runs/{name}")(get_run)
     routes.get("/pistachio/compare")(answered(get_comparison))
-    for action, handler in (("rename", post_rename), ("install", post_install), ("trash", post_trash), ("show_folder", post_show_folder)):
+    for action, handler in (("rename", post_rename), ("install", post_install), ("trash", post_trash), ("show_folder", post_show_folder), ("ask", post_ask)):
         routes.post(f"/pistachio/runs/{{name}}/{action}")(answered(handler))
 
 
@@ -104,6 +106,13 @@ async def post_trash(request: web.Request) -> dict:
     await json_body(request)
     target = await asyncio.to_thread(trash_run, find_run(request.match_info["name"]))
     return {"folder": str(target)}
+
+
+async def post_ask(request: web.Request) -> dict:
+    body = await json_body(request)
+    wish = text_of(body, "wish")
+    ask(find_run(request.match_info["name"]).name, wish)
+    return {"asked": wish}
 
 
 async def post_show_folder(request: web.Request) -> dict:
