@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Iterator, Sequence
 
 import torch
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
 from torch import Tensor
 
 from ..training.errors import PistachioError
+from .attention import pytorch_attention
 from .conditions import HostCondition, concatenate
 from .differentiable import attribute, differentiable
 from .families import blocks_of, note_of, why_refused
@@ -35,6 +35,7 @@ MISREAD_SAMPLE = 4096  # values of each matrix that are looked at
 
 class HostModel(HostStreaming, HostNoise):
     key_prefix = "diffusion_model."
+    attention = staticmethod(pytorch_attention)  # for the host's override; a run may settle on another one
 
     def __init__(self, patcher, *, precision: str = "auto"):
         """`patcher`: the MODEL socket's value. Raises PistachioError for a model that can't be trained."""
@@ -62,7 +63,7 @@ class HostModel(HostStreaming, HostNoise):
     def _apply(self, x_t: Tensor, sigma_B: Tensor, arguments: dict) -> Tensor:
         """`arguments`: of the host's `apply_model`, for the whole batch."""
         options = {
-            "optimized_attention_override": differentiable_attention,
+            "optimized_attention_override": self.attention,
             "sigmas": sigma_B,
             "cond_or_uncond": [0] * x_t.shape[0],
         }
@@ -159,11 +160,6 @@ class HostModel(HostStreaming, HostNoise):
     @property
     def network_dtype(self) -> torch.dtype:
         return self.base_model.manual_cast_dtype or self.base_model.get_dtype()
-
-
-def differentiable_attention(original, *args, **kwargs):
-    """PyTorch's attention: every backend it picks has a backward, unlike some that the host may have chosen."""
-    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
 def refuse_untrainable(base_model) -> None:

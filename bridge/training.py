@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import secrets
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -17,13 +18,16 @@ import torch
 from ..dataset.quality_checks import check_encoded
 from ..dataset.types import EncodedDataset, EncodedItem
 from ..training.config import LoggingConfig, TrainConfig, to_dict
-from ..training.errors import PistachioError, RunConflictError
+from ..training.config.memory import MemoryConfig
+from ..training.errors import DeviceMemoryError, PistachioError, RunConflictError
 from ..training.folds import FOLDS_FOLDER, Refit, needs_folds, refit_of
 from ..training.logging_tensorboard import TensorBoardLogger
 from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
 from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
+from .attention import observed, settle_attention
+from .control import listening
 from .encode import clip_fingerprint
 from .families import family_of
 from .fingerprint import fingerprint
@@ -32,6 +36,7 @@ from .lora_import import load_start, with_start_hash
 from .model import HostModel, refuse_untrainable
 from .preflight import try_backward
 from .refit import is_refit_of, swap_words, train_on_all, without_end
+from .run_memory import is_out_of_memory_at_first_step, plan_run
 from .sampling import HostSampler, SampleSettings
 from .text_encoder import TextTrainedModel, refuse_text_encoder
 
@@ -57,10 +62,12 @@ def train_lora(
     regularization: Regularization | None = None,
     samples: SampleSettings | None = None,
     clip=None,
+    memory: MemoryConfig | None = None,
 ) -> Run:
     """Train, resume, extend or just return the run; see `_open_run` for which.
 
     `clip`: the CLIP that the captions were encoded with, to train it too; None trains the diffusion model alone.
+    `memory`: None plans by itself on a card, and nothing on a CPU.
 
     Must be called under the host's inference mode. Raises PistachioError with what to change.
     """
@@ -92,10 +99,15 @@ def train_lora(
         sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
         # Text encoders and VAE leave the device first: beside them the model might be loaded in part only.
         comfy.model_management.unload_all_models()
+        plans = plan_run(
+            patcher, encoded, config, memory, folder, model_hash=model_hash, runs_folder=runs_folder, regularization=regularization, sampler=sampler,
+            trains_text=clip is not None,
+        )
+        patcher = plans.patcher
         model = HostModel(patcher, precision=config.precision) if clip is None else TextTrainedModel(patcher, clip, precision=config.precision)
         model.unload_others()
         start = load_start(model, config.adapter)
-        keep = _kept(config, model)
+        kept = _kept(config, model) if plans.keep is None else None
         loggers = WandbLogger(logging_config, folder.path, name, to_dict(config)), TensorBoardLogger(logging_config, folder.path)
 
         def log_everywhere(row: dict) -> None:
@@ -104,10 +116,29 @@ def train_lora(
             log_row(row)
 
         def sit(part: RunFolder, pictures: EncodedDataset, settings: TrainConfig, refit: Refit | None = None) -> None:
+            while True:
+                try:
+                    return sit_once(part, pictures, settings, refit)
+                except (DeviceMemoryError, torch.OutOfMemoryError) as error:
+                    if not is_out_of_memory_at_first_step(error):
+                        raise
+                    failed, words = error, str(error).splitlines()[0]
+                    failed.__traceback__ = failed.__cause__ = failed.__context__ = None  # its frames hold the memory
+                if not plans.fall_back(words, folder):
+                    raise failed
+
+        def sit_once(part: RunFolder, pictures: EncodedDataset, settings: TrainConfig, refit: Refit | None) -> None:
+            keep = plans.keep or kept
             train_set, held_out = load_items(pictures, model, regularization=regularization)
             is_whole = part is folder  # and not one fold of it
-            with model.training():
-                _try_forward(model, train_set[0])
+            # A part whose last step other runs have chosen, or whose measurements choose one, is left to itself.
+            takes_wishes = is_whole and refit is None
+            with model.training(), plans.streaming(model), listening(name, makes_samples=sampler is not None) if takes_wishes else nullcontext() as wishes:
+                with observed(model) as shapes:
+                    _try_forward(model, train_set[0])
+                attention_note = settle_attention(model, shapes, folder, batch_size=plans.batch_size or settings.batch_size)
+                if attention_note:
+                    log_row({"kind": "note", "step": 0, "text": attention_note})
                 for text in check_encoded(pictures, num_steps=settings.num_steps, batch=settings.effective_batch) if is_whole else ():
                     log.info("%s", text)
                     log_row({"kind": "note", "step": 0, "text": text})
@@ -118,10 +149,10 @@ def train_lora(
                     RunInfo(
                         name=name if is_whole else f"{name}-{part.name}", trigger=pictures.trigger_word, split_id=pictures.split_id, base_model_hash=model_hash,
                         resolution=(pictures.items[0].width, pictures.items[0].height),
-                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *vae_notes(train_set)),
+                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *plans.notes, *filter(None, [attention_note]), *vae_notes(train_set)),
                         start=start,
                     ),
-                    continued_from=part.config()["continued_from"], keep=keep, refit=refit,
+                    continued_from=part.config()["continued_from"], keep=keep, keep_in_ram=plans.keep_in_ram, memory=plans.record, refit=refit, wishes=wishes,
                     sampler=sampler.attach(model) if sampler and is_whole else None, save_interval_seconds=60 * logging_config.save_state_minutes,
                     # Steps begin again with each fold, so only the canvas sees them.
                     log_row=log_everywhere if is_whole else without_end(log_row), check_interrupted=check_interrupted,

@@ -2,6 +2,7 @@
 
     config.json      resolved settings and the run's identity
     dataset.json     content hashes, captions, split
+    plan.json        the plan of memory, where one was made
     metrics.jsonl    one row a step and an evaluation, appended and flushed
     checkpoints/step-000250/{adapter_model.safetensors, adapter_config.json, evaluation.json}
     samples/step-000250/00-with-trigger.png
@@ -77,6 +78,14 @@ class RunFolder:
 
     def dataset(self) -> dict | None:
         return self._read_json("dataset.json")
+
+    def attention(self) -> dict | None:
+        """Which implementation of attention the run has settled on."""
+        return self._read_json("attention.json")
+
+    def plan(self) -> dict | None:
+        """The plan of memory, with the settings it was made for."""
+        return self._read_json("plan.json")
 
     def report(self) -> dict | None:
         return self._read_json("report.json")

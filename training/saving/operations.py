@@ -36,6 +36,7 @@ _CHEAP = {
 }
 _CHEAP_WRITES = {f"{name}_" for name in _CHEAP} | {"copy_", "addmm_", "baddbmm_"}
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "linear"}
+OWN = "pistachio"  # namespace of this pack's kernels: products by name, else row work
 _kinds: dict = {}
 
 
@@ -55,6 +56,8 @@ def _find(operation) -> Kind:
         return Kind.CHEAP_WRITE if known and in_place and name in _CHEAP_WRITES else Kind.WRITE
     if name == "_unsafe_view" or (returns and all(info is not None for info in returns)):
         return Kind.VIEW
+    if namespace == OWN:
+        return Kind.PRODUCT if "product" in name else Kind.CHEAP
     if torch.Tag.nondeterministic_seeded in operation.tags:
         return Kind.ATTENTION if "scaled_dot_product" in name else Kind.OTHER
     if known and name in _CHEAP:
@@ -81,5 +84,7 @@ def convolution_flops(weight_shape: tuple[int, ...], out: Tensor) -> int:
 
 def flops_per_byte(operation, args: tuple, out: Tensor) -> float:
     """FLOPs of a `Kind.PRODUCT` operation for each byte that it reads or writes."""
+    if operation._schema.name.startswith(OWN):
+        return float("inf")
     moved = sum(each.numel() * each.element_size() for each in args if torch.is_tensor(each)) + out.numel() * out.element_size()
     return product_flops(operation, args, out) / max(1, moved)
