@@ -5,7 +5,7 @@ The code is the run's own: adapters, objective, block saving and backward. Only 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ from ..batches import Sample, TrainItem
 from ..config import TrainConfig
 from ..model import TrainableModel
 from ..objective import Objective
-from ..trainer import sample_losses
+from ..step import sample_losses
 from .counting import LiveStorage
+
+Scratch = Callable[[object, tuple, object], int]
 
 HALF = 0.5  # any timestep: sizes don't depend on it
 
@@ -30,9 +32,9 @@ class StepTrace:
     adapter_bytes: int  # the flat buffer, fp32; gradients are as large again
 
 
-def trace_step(model: TrainableModel, batch: Sequence[TrainItem], config: TrainConfig, *, keep: str) -> StepTrace:
-    """Inside `model.training()` of a model on `meta`. `batch`: one micro-batch, all of one shape and group."""
-    with LiveStorage(model.device) as count:
+def trace_step(model: TrainableModel, batch: Sequence[TrainItem], config: TrainConfig, *, keep: str, scratch: Scratch | None = None) -> StepTrace:
+    """Inside `model.training()` of a model on `meta`. `batch`: one micro-batch, all of one shape and group; `scratch`: see LiveStorage."""
+    with LiveStorage(model.device, scratch=scratch) as count:
         network = AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep)
         objective = Objective(config.objective, model)
         with network:
@@ -47,9 +49,9 @@ def trace_step(model: TrainableModel, batch: Sequence[TrainItem], config: TrainC
     return StepTrace(saved_bytes=saved - before, peak_bytes=count.peak_bytes - before, adapter_bytes=adapter_bytes)
 
 
-def trace_forward(model: TrainableModel, batch: Sequence[TrainItem]) -> int:
+def trace_forward(model: TrainableModel, batch: Sequence[TrainItem], *, scratch: Scratch | None = None) -> int:
     """Largest bytes of a forward without gradients."""
-    with torch.no_grad(), LiveStorage(model.device) as count:
+    with torch.no_grad(), LiveStorage(model.device, scratch=scratch) as count:
         latents = torch.cat([item.latents for item in batch]).to(model.device, torch.float32)
         sigma_B = model.sigma_at(torch.full((len(batch),), HALF))
         model.predict(model.add_noise(latents, torch.zeros_like(latents), sigma_B), sigma_B, [item.condition for item in batch]).float()
