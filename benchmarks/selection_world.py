@@ -194,6 +194,11 @@ class GnomeModel:
     def output_scale(self, sigma_B: Tensor) -> Tensor:
         return -sigma_B
 
+    has_fixed_conditions = True
+
+    def joined(self, conditions) -> list[Tensor]:
+        return [torch.cat(list(conditions))]
+
     def condition_group(self, condition) -> str:
         return "caption"
 

@@ -13,6 +13,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 
 from ..training.errors import PistachioError
+from ..training.transfer import on_device
 from .families import guidance_of
 
 
@@ -20,6 +21,13 @@ from .families import guidance_of
 class HostCondition:
     arguments: dict  # name -> COND object of one sample, on the CPU
     group: str
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedConditions:
+    """Of a whole batch, on the device."""
+
+    arguments: dict
 
 
 def prepare(base_model, conditioning: list, latents: torch.Tensor) -> HostCondition:
@@ -89,7 +97,7 @@ def _normal(value):
 
 def _to(value, device):
     if torch.is_tensor(value):
-        return value.to(device)
+        return on_device(value, device)
     if isinstance(value, (list, tuple)):
         return type(value)(_to(item, device) for item in value)
     return value

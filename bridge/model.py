@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..training.errors import PistachioError
 from .attention import pytorch_attention
-from .conditions import HostCondition, concatenate
+from .conditions import HostCondition, JoinedConditions, concatenate
 from .differentiable import attribute, differentiable
 from .families import blocks_of, note_of, why_refused
 from .noise import HostNoise
@@ -57,8 +57,14 @@ class HostModel(HostStreaming, HostNoise):
 
     # ---- the objective -------------------------------------------------
 
-    def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[HostCondition]) -> Tensor:
-        return self._apply(x_t, sigma_B, concatenate(list(conditions), self.device))
+    def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[HostCondition] | JoinedConditions) -> Tensor:
+        joined = conditions if isinstance(conditions, JoinedConditions) else self.joined(conditions)
+        return self._apply(x_t, sigma_B, joined.arguments)
+
+    has_fixed_conditions = True
+
+    def joined(self, conditions: Sequence[HostCondition]) -> JoinedConditions:
+        return JoinedConditions(concatenate(list(conditions), self.device))
 
     def _apply(self, x_t: Tensor, sigma_B: Tensor, arguments: dict) -> Tensor:
         """`arguments`: of the host's `apply_model`, for the whole batch."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..training.errors import PistachioError
+from ..training.transfer import on_device
 
 # Attributes in which the host's transformers keep the latent pixels on a side of a token.
 PATCH_ATTRIBUTES = ("patch_size", "patch_spatial")
@@ -24,7 +25,7 @@ class HostNoise:
     def sigma_at(self, t_B: Tensor) -> Tensor:
         # float64 keeps 1 - t exact enough near t = 1, where the schedules are steep.
         sigmas = [float(self.model_sampling.percent_to_sigma(1.0 - float(t))) for t in t_B.double()]
-        return torch.tensor(sigmas, dtype=torch.float32, device=self.device)
+        return on_device(torch.tensor(sigmas, dtype=torch.float32), self.device)
 
     def add_noise(self, latents: Tensor, noise: Tensor, sigma_B: Tensor) -> Tensor:
         # noise_scaling adds into the noise it is given.

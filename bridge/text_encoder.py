@@ -71,6 +71,11 @@ class TextTrainedModel(HostModel):
         arguments = [host_arguments(self.base_model, encoded[id(c.tokens)], c.latents) for c in conditions]
         return self._apply(x_t, sigma_B, concatenate_arguments(arguments, self.device))
 
+    has_fixed_conditions = False  # words are encoded in each pass
+
+    def joined(self, conditions: Sequence[TextCondition]) -> Sequence[TextCondition]:
+        return conditions
+
     def blocks(self) -> list[tuple[str, torch.nn.Module]]:
         own = [(f"diffusion_model.{path}", block) for path, block in blocks_of(self.diffusion_model)]
         # A text layer adds into its input, which checkpointing keeps a copy of.

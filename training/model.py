@@ -41,6 +41,13 @@ class TrainableModel(Protocol):
     def skip_scale(self, sigma_B: Tensor) -> Tensor:
         """c_skip [B]: d x0_hat / d x_t at a fixed network output. Asked for by input perturbation alone."""
 
+    def joined(self, conditions: Sequence[Condition]) -> Any:
+        """A batch's conditions for `predict` to take in their place: every tensor of them on the device, what else is in them equal within a group."""
+
+    @property
+    def has_fixed_conditions(self) -> bool:
+        """False where `predict` still makes something of a condition that depends on more than its tensors."""
+
     def condition_group(self, condition: Condition) -> str:
         """Conditions with equal groups can share one forward pass."""
 

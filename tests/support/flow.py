@@ -54,12 +54,17 @@ class Flow:
 
     def predict(self, x_t, sigma_B, conditions):
         plane = torch.ones_like(x_t[:, :1])
-        said = torch.tensor(conditions, dtype=x_t.dtype).view(-1, 1, 1, 1) * plane
+        said = torch.as_tensor(conditions, dtype=x_t.dtype).view(-1, 1, 1, 1) * plane
         s = sigma_B.view(-1, 1, 1, 1)
         return x_t - s * self.network(torch.cat([x_t, s * plane, said], 1))
 
     def output_scale(self, sigma_B):
         return -sigma_B
+
+    has_fixed_conditions = True
+
+    def joined(self, conditions):
+        return torch.tensor(conditions, dtype=self.dtype)
 
     def condition_group(self, condition):
         return "one"

@@ -14,7 +14,8 @@ from pistachio.training.loop import RunInfo, train
 from pistachio.training.objective import Objective, squared_error
 from pistachio.training.run import RunFolder
 from pistachio.training.timestep_chart import draw_timestep_chart, objective_curves, sentences
-from pistachio.training.trainer import Trainer, sample_losses
+from pistachio.training.step import sample_losses
+from pistachio.training.trainer import Trainer
 from pistachio.training.weighting import signal_to_noise, weights
 
 SIGMAS = {"flow": torch.tensor([0.05, 0.3, 0.7, 0.95]), "eps": torch.tensor([0.1, 0.6, 2.0, 12.0]), "v": torch.tensor([0.1, 0.6, 2.0, 12.0])}
@@ -216,6 +217,9 @@ class Trainable(Model):
 
     def predict(self, x_t, sigma_B, conditions):
         return self.denoised(x_t, self.network(x_t), sigma_B)
+
+    def joined(self, conditions):
+        return conditions
 
     def condition_group(self, condition):
         return "one"
