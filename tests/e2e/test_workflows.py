@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from support import tiny_workflows
 from support.canvas import Canvas
-from support.pictures import write_folder
+from support.pictures import draw, write_folder
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
@@ -112,7 +112,7 @@ def test_the_server_has_its_nodes_inputs_and_values(prompt_of, object_info, name
                 given = object_info[prompt[value[0]]["class_type"]]["output"][value[1]]
                 assert given in (spec[0], "*") or spec[0] == "*" or given in str(spec[0]).split(","), where
             elif isinstance(spec[0], list) or spec[0] == "COMBO":
-                assert value in choices(spec) or value in files or node["class_type"] == "PistachioLoadRun", where
+                assert value in choices(spec) or value in files or node["class_type"] in ("PistachioLoadRun", "LoadImage"), where
             else:
                 assert isinstance(value, WIDGET_KINDS[spec[0]]), where
                 if spec[0] in ("INT", "FLOAT"):
@@ -165,6 +165,26 @@ def test_caption_only_shows_the_captions(server, prompt_of):
     result = server.run_ok(prompt)
     captions = result.outputs[by_type(prompt, "PreviewAny")[0]]["text"][0].splitlines()
     assert len(captions) == 8 and all("ohwx" in line for line in captions)
+
+
+@pytest.mark.parametrize("name", tiny_workflows.SHEETS)
+def test_a_character_sheet_is_made_once_and_reviewed(server, prompt_of, name):
+    folder = server.base / "input" / tiny_workflows.SHEET_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    draw(0, size=(96, 128))[0].save(server.base / "input" / tiny_workflows.REFERENCE)
+    prompt = tiny_workflows.swap(prompt_of(name), tiny_workflows.SHEETS[name])
+    first = server.run_ok(prompt)
+    saver, _ = by_type(prompt, "PistachioSaveToDataset")
+    assert "2 saved. 2 pictures in the folder." in " ".join(first.outputs[saver]["text"])
+    made = {path.name: Image.open(path) for path in sorted(folder.glob("*.png"))}
+    assert [picture.size for picture in made.values()] == [(256, 256), (208, 320)]
+    assert all(picture.convert("RGB").getextrema() != ((0, 0),) * 3 for picture in made.values())
+    captions = [(folder / name).with_suffix(".txt").read_text(encoding="utf-8") for name in made]
+    assert all(caption.startswith("ohwx person, ") for caption in captions) and len(set(captions)) == 2
+    complete = server.run_ok(prompt)
+    assert "All 2 pictures of the sheet are made." in " ".join(complete.outputs[saver]["text"])
+    ran = {prompt[event.data["node"]]["class_type"] for event in complete.of_type("executing") if event.data.get("node") in prompt}
+    assert "PistachioCheckDataset" in ran and "KSampler" not in ran
 
 
 def test_continue_run_goes_on_from_the_last_step(server, prompt_of):

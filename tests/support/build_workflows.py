@@ -10,6 +10,7 @@ import json
 import sys
 import urllib.request
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class Family:
 
 WAN = "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 FLUX_TEXT = "comfyanonymous/flux_text_encoders/resolve/main"
+QWEN = "Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files"
+QWEN_EDIT = "Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files"
 
 FAMILIES = (
     Family(
@@ -238,6 +241,35 @@ Leave the pictures, the base model and the settings as they were: a run with oth
 """
 
 
+SHEET_NOTE = """
+## From one picture to a set
+
+1. Choose **one good picture** of your character: face well lit, nothing before it.
+2. Write in `subject` what it shows (*the woman with short black hair*): the face is kept better.
+3. Press **Run**. Six pictures are made and saved; Run again for the next six, or set the number beside Run to 4 for all 24.
+
+A cancelled run goes on where it stopped. Edit `outfits` and `backgrounds` as you like; no outfits at all keeps the clothes.
+"""
+
+SET_NOTE = """
+The pictures lie in `input/my_character`. In **Review Dataset** exclude those that don't look like your character: be strict, a wrong face is learned too. What you delete is not made again.
+
+About **20 good ones** make a set. Then open *train character* with the folder `my_character`.
+"""
+
+QWEN_NOTE = """
+**Qwen-Image-Edit 2509** keeps a person well. 20 GB of weights; with the 4-step Lightning LoRA set steps to 4 and cfg to 1.
+
+**Another model?** For *FLUX.1 Kontext* open the template `character sheet kontext`. For *FLUX.2 Klein* use that template with `edit_model` FLUX.2 and the loaders of ComfyUI's own Klein template (model, `qwen_3_4b` as type flux2, `flux2-vae`), an Empty Flux 2 Latent, 4 steps and cfg 1.
+"""
+
+KONTEXT_NOTE = """
+**FLUX.1 Kontext dev**, 12 GB in fp8. It keeps a person best when `subject` describes the character.
+
+**FLUX.2 Klein** (newer ComfyUI) in this graph: set `edit_model` to FLUX.2, take the loaders of ComfyUI's own Klein template (model, `qwen_3_4b` as type flux2, `flux2-vae`), put an *Empty Flux 2 Latent* in place of the empty latent, remove FluxGuidance, and set steps to 4.
+"""
+
+
 # ---- the workflows ------------------------------------------------------------------------------------------------
 
 
@@ -269,10 +301,97 @@ def continue_run(graph) -> None:
     generation(graph, family, model, clip, vae, lora_name, x=3030)
 
 
+def character_sheet(graph, model: EditModel) -> None:
+    """One picture, the prompts of a sheet, an edit model, and the set that comes of it."""
+    graph.note((0, 0), (360, 330), SHEET_NOTE, title="Read me")
+    image, _ = graph.add("LoadImage", (0, 380), (360, 400), image="example.png", title="The one picture")
+    prompt, _, seed, width, height, sheet = graph.add(
+        "PistachioCharacterSheet", (410, 0), (440, 780), image=image, folder="my_character", trigger_word=TRIGGER, class_noun="person",
+        edit_model=model.wording,
+    )
+    graph.group("1  One picture, many prompts", (-30, -110, 910, 920), GREEN)
+    x = 940
+    images = model.build(graph, image, prompt, seed, width, height, x=x)
+    graph.group(f"2  The edit model: {model.title}", (x - 30, -110, model.width, 920), BLUE)
+    x += model.width + 30
+    (dataset,) = graph.add("PistachioSaveToDataset", (x, 0), (400, 480), images=images, sheet=sheet)
+    graph.note((x, 530), (400, 250), SET_NOTE, title="Keep and reject")
+    (dataset,) = graph.add("PistachioReviewDataset", (x + 450, 0), (440, 780), dataset=dataset, trigger_word=TRIGGER)
+    graph.add("PistachioCheckDataset", (x + 940, 0), (440, 780), dataset=dataset, trigger_word=TRIGGER, class_noun="person")
+    graph.group("3  The set", (x - 30, -110, 1440, 920), PURPLE)
+
+
+def qwen_image_edit(graph, image, prompt, seed, width, height, *, x: int):
+    network, encoder, vae_file = (
+        File(name="qwen_image_edit_2509_fp8_e4m3fn.safetensors", directory="diffusion_models", url=f"{QWEN_EDIT}/diffusion_models"),
+        File(name="qwen_2.5_vl_7b_fp8_scaled.safetensors", directory="text_encoders", url=f"{QWEN}/text_encoders"),
+        File(name="qwen_image_vae.safetensors", directory="vae", url=f"{QWEN}/vae"),
+    )
+    (model,) = graph.add("UNETLoader", (x, 0), (360, 90), unet_name=network.name, weight_dtype="default", models=(network.model,))
+    (clip,) = graph.add("CLIPLoader", (x, 150), (360, 110), clip_name=encoder.name, type="qwen_image", models=(encoder.model,))
+    (vae,) = graph.add("VAELoader", (x, 320), (360, 70), vae_name=vae_file.name, models=(vae_file.model,))
+    graph.note((x, 440), (360, 340), QWEN_NOTE, title="The edit model")
+    (model,) = graph.add("ModelSamplingAuraFlow", (x + 410, 0), (320, 60), model=model, shift=3.0)
+    (model,) = graph.add("CFGNorm", (x + 410, 120), (320, 60), model=model, strength=1.0)
+    (scaled,) = graph.add("FluxKontextImageScale", (x + 410, 240), (320, 30), image=image)
+    (positive,) = graph.add("TextEncodeQwenImageEditPlus", (x + 410, 330), (320, 180), clip=clip, vae=vae, image1=scaled, prompt=prompt, title="Each prompt of the sheet")
+    (negative,) = graph.add("TextEncodeQwenImageEditPlus", (x + 410, 570), (320, 180), clip=clip, vae=vae, image1=scaled, prompt="", title="Negative: empty")
+    (latent,) = graph.add("EmptySD3LatentImage", (x + 780, 0), (320, 110), width=width, height=height, batch_size=1)
+    (sampled,) = graph.add(
+        "KSampler", (x + 780, 170), (320, 270), model=model, positive=positive, negative=negative, latent_image=latent, seed=seed, steps=20, cfg=2.5,
+        sampler_name="euler", scheduler="simple", denoise=1.0,
+    )
+    (images,) = graph.add("VAEDecode", (x + 780, 500), (320, 50), samples=sampled, vae=vae)
+    return images
+
+
+def kontext(graph, image, prompt, seed, width, height, *, x: int):
+    network, clip_l, t5, vae_file = (
+        File(name="flux1-dev-kontext_fp8_scaled.safetensors", directory="diffusion_models", url="Comfy-Org/flux1-kontext-dev_ComfyUI/resolve/main/split_files/diffusion_models"),
+        File(name="clip_l.safetensors", directory="text_encoders", url=FLUX_TEXT),
+        File(name="t5xxl_fp8_e4m3fn_scaled.safetensors", directory="text_encoders", url=FLUX_TEXT),
+        File(name="ae.safetensors", directory="vae", url="Comfy-Org/Lumina_Image_2.0_Repackaged/resolve/main/split_files/vae"),
+    )
+    (model,) = graph.add("UNETLoader", (x, 0), (360, 90), unet_name=network.name, weight_dtype="default", models=(network.model,))
+    (clip,) = graph.add(
+        "DualCLIPLoader", (x, 150), (360, 140), clip_name1=clip_l.name, clip_name2=t5.name, type="flux", models=(clip_l.model, t5.model)
+    )
+    (vae,) = graph.add("VAELoader", (x, 350), (360, 70), vae_name=vae_file.name, models=(vae_file.model,))
+    graph.note((x, 470), (360, 310), KONTEXT_NOTE, title="The edit model")
+    (scaled,) = graph.add("FluxKontextImageScale", (x + 410, 0), (320, 30), image=image)
+    (reference,) = graph.add("VAEEncode", (x + 410, 90), (320, 50), pixels=scaled, vae=vae)
+    (text,) = graph.add("CLIPTextEncode", (x + 410, 200), (320, 150), clip=clip, text=prompt, title="Each prompt of the sheet")
+    (positive,) = graph.add("ReferenceLatent", (x + 410, 410), (320, 50), conditioning=text, latent=reference)
+    (positive,) = graph.add("FluxGuidance", (x + 410, 520), (320, 60), conditioning=positive, guidance=2.5)
+    (negative,) = graph.add("ConditioningZeroOut", (x + 410, 640), (320, 30), conditioning=text)
+    (latent,) = graph.add("EmptySD3LatentImage", (x + 780, 0), (320, 110), width=width, height=height, batch_size=1)
+    (sampled,) = graph.add(
+        "KSampler", (x + 780, 170), (320, 270), model=model, positive=positive, negative=negative, latent_image=latent, seed=seed, steps=20, cfg=1.0,
+        sampler_name="euler", scheduler="simple", denoise=1.0,
+    )
+    (images,) = graph.add("VAEDecode", (x + 780, 500), (320, 50), samples=sampled, vae=vae)
+    return images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditModel:
+    key: str
+    title: str
+    wording: str  # edit_model of Character Sheet
+    build: Callable
+    width: int = 1160  # of its group
+
+
+EDIT_MODELS = (
+    EditModel(key="", title="Qwen-Image-Edit 2509", wording="Qwen-Image-Edit", build=qwen_image_edit),
+    EditModel(key="_kontext", title="FLUX.1 Kontext dev", wording="FLUX.1 Kontext", build=kontext),
+)
+
 WORKFLOWS = {
     **{f"train_character_{family.key}": lambda graph, family=family: train_character(graph, family) for family in FAMILIES},
     "caption_only": caption_only,
     "continue_run": continue_run,
+    **{f"character_sheet{model.key}": lambda graph, model=model: character_sheet(graph, model) for model in EDIT_MODELS},
 }
 
 

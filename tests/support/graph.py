@@ -53,6 +53,8 @@ class Graph:
             widget_values.append(self._unseen(spec) if link is not None else values.get(name, self._default(spec)))
             if kind == "INT" and options.get("control_after_generate", name in ("seed", "noise_seed")):
                 widget_values.append("fixed")
+            if options.get("image_upload"):
+                widget_values.append("image")  # the canvas's button beneath the menu
         inputs = sockets + widgets
         for slot, one in enumerate(inputs):
             if one["link"] is not None:

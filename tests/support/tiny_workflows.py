@@ -16,6 +16,9 @@ SD35_CHECKPOINT = "tiny_sd35_checkpoint.safetensors"
 FOLDER = "my_character"
 NUM_STEPS = 4
 
+REFERENCE = "reference.png"  # the one picture of a character sheet
+SHEET_FOLDER = "sheet_of_my_character"
+
 # Node type -> widget -> tiny value.
 COMMON = {
     "PistachioEncodeDataset": {"resolution": 64},
@@ -40,6 +43,21 @@ FILES = {
         "CLIPLoader": {"clip_name": "tiny_umt5xxl.safetensors"},
         "VAELoader": {"vae_name": "tiny_vae_wan.safetensors"},
     },
+}
+
+# The edit models are far larger than any file of their kind can be made small: a tiny Flux with one text encoder stands for
+# Qwen-Image-Edit in its own graph. For Kontext it is the family itself.
+_SHEET = {
+    "LoadImage": {"image": REFERENCE},
+    "PistachioCharacterSheet": {"folder": SHEET_FOLDER, "pictures": 2, "resolution": 256},
+    "PistachioCheckDataset": {"resolution": 256},
+    "UNETLoader": {"unet_name": "tiny_flux.safetensors"},
+    "VAELoader": {"vae_name": "tiny_vae_16.safetensors"},
+    "KSampler": {"steps": 1, "cfg": 1.0},
+}
+SHEETS = {
+    "character_sheet": _SHEET | {"CLIPLoader": {"clip_name": "tiny_t5xxl.safetensors", "type": "chroma"}},
+    "character_sheet_kontext": _SHEET | {"DualCLIPLoader": {"clip_name1": "tiny_clip_l.safetensors", "clip_name2": "tiny_t5xxl.safetensors"}},
 }
 
 
