@@ -1,6 +1,6 @@
 """A micro-batch's forward and backward as one recorded graph a bucket, for models that wait for launches more than they compute.
 
-The first micro-batch of a kind runs as it is; the second is recorded and played; the third is played and also computed as it
+The first micro-batch of a kind runs as it is; at the second its graph is recorded; the third is played and also computed as it
 is, and the two are compared. What can't be recorded, or doesn't agree, runs as it is from then on, and that is told.
 Knows the step as a function of `StepInputs`; `GraphDevice` records it.
 """
@@ -26,6 +26,7 @@ log = logging.getLogger("pistachio")
 # noise) changes them by their own size.
 LARGEST_DIFFERENCE = 0.02
 WARM_UPS = 2
+MAX_GRAPHS = 32  # each costs some memory; places of prior samples in a batch make kinds of their own
 
 Step = Callable[[StepInputs, int], Tensor]  # (inputs, samples of the whole step): forward and backward; the losses [B], without a graph
 
@@ -107,13 +108,16 @@ class StepGraphs:
             if key not in self._seen:
                 self._seen.add(key)
                 return self.step(inputs, num_samples)
-            graph = self._record(key, inputs, num_samples)
-            return self.step(inputs, num_samples) if graph is None else graph.play()
+            self._record(key, inputs, num_samples)
+            return self.step(inputs, num_samples)
         for static, given in zip(leaves(graph.inputs), leaves(inputs), strict=True):
             static.copy_(given, non_blocking=True)
         return graph.play() if graph.is_checked else self._checked(key, graph, inputs, num_samples)
 
-    def _record(self, key: tuple, inputs: StepInputs, num_samples: int) -> _Graph | None:
+    def _record(self, key: tuple, inputs: StepInputs, num_samples: int) -> None:
+        if len(self._graphs) == MAX_GRAPHS:
+            self._refuse(key, f"{MAX_GRAPHS} other kinds of micro-batches have one already")
+            return
         static = replaced(inputs, lambda leaf: leaf.detach().clone(), {})
         gradients = self.network.gradients
         before = gradients.clone()
@@ -121,14 +125,12 @@ class StepGraphs:
             play = self.device.record(lambda: self.step(static, num_samples))
         except torch.OutOfMemoryError:
             self._refuse(key, "there is no memory for its graph")
-            return None
         except RuntimeError as error:
             self._refuse(key, f"its step can't be recorded ({str(error).splitlines()[0]})")
-            return None
+        else:
+            self._graphs[key] = _Graph(static, play)
         finally:
             gradients.copy_(before)  # warming up has added to them
-        self._graphs[key] = _Graph(static, play)
-        return self._graphs[key]
 
     def _checked(self, key: tuple, graph: _Graph, inputs: StepInputs, num_samples: int) -> Tensor:
         gradients = self.network.gradients
@@ -162,7 +164,7 @@ def why_no_graphs(model: TrainableModel, network: AdaptedNetwork, *, is_streamin
         return "what blocks keep goes to the computer's memory"
     if not model.has_fixed_conditions:
         return "the text encoder is trained too, and reads other words in each pass"
-    away = next((path for path, tensor in model.network.named_parameters() if tensor.device != model.device and not tensor.is_meta), None)
+    away = next((path for path, tensor in model.network.named_parameters() if tensor.device.type != model.device.type), None)
     if away is not None:
         return f"the host keeps weights off the device ('{away}')"
     return None
