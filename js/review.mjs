@@ -4,19 +4,17 @@
  * The same element stands on a node and fills the dialog.
  */
 
+import { addStylesheet, element } from "./elements.mjs";
 import { ReviewEditor } from "./review_editor.mjs";
-import { ReviewGrid } from "./review_grid.mjs";
+import { badgeElements, badgesOf, ReviewGrid } from "./review_grid.mjs";
 import { chosen, countWords, filterChoices, KEYS, moved } from "./review_list.mjs";
-import { button, element, icon } from "./review_parts.mjs";
+import { button, icon } from "./review_parts.mjs";
 import { storeOf } from "./review_store.mjs";
 
 const SEARCH_WAIT_MS = 120;
 const LARGE_PX = 1024;
 
-const stylesheet = document.createElement("link");
-stylesheet.rel = "stylesheet";
-stylesheet.href = new URL("review.css", import.meta.url).href;
-document.head.append(stylesheet);
+addStylesheet("review.css");
 
 /**
  * @typedef {import("./review_list.mjs").Picture} Picture
@@ -191,8 +189,9 @@ export class ReviewView {
     const image = document.createElement("img");
     image.src = this.store.thumbnail(picture, LARGE_PX);
     image.alt = picture.name;
+    const badges = badgeElements(badgesOf(picture, this.topics.get(picture.name) ?? []));
     const words = element("p", "", picture.unsaved ?? picture.caption ?? "no caption");
-    this.large.replaceChildren(image, element("div", "words", element("strong", "", picture.name), words));
+    this.large.replaceChildren(image, element("div", "words", element("strong", "", picture.name), ...badges, words));
   }
 
   /** @param {boolean} isShown */

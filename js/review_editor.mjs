@@ -3,7 +3,7 @@
  * The caption's text area over its picture. Leaving it saves, Escape leaves the caption as it was.
  */
 
-import { element } from "./review_parts.mjs";
+import { element } from "./elements.mjs";
 
 const HEIGHT_PX = 176;
 

@@ -5,7 +5,8 @@
  * the current cell is named by aria-activedescendant, so scrolling it away loses nothing.
  */
 
-import { element, icon } from "./review_parts.mjs";
+import { element } from "./elements.mjs";
+import { icon } from "./review_parts.mjs";
 import { GAP_PX, layout, rowsInView } from "./review_list.mjs";
 
 const THUMBNAIL_PX = 256;
@@ -68,15 +69,9 @@ class Tile {
     this.name.textContent = picture.name;
     this.root.classList.toggle("excluded", Boolean(picture.is_excluded));
     const badges = badgesOf(picture, topics);
-    this.badges.replaceChildren(...badges.map(([kind, words, title]) => {
-      const badge = element("span", `badge ${kind}`);
-      badge.textContent = words;
-      badge.title = title;
-      return badge;
-    }));
+    this.badges.replaceChildren(...badgeElements(badges));
     const said = badges.map(([, words, title]) => (title ? `${words}: ${title}` : words)).join(". ");
     this.root.setAttribute("aria-label", `${picture.name}. ${said ? `${said}. ` : ""}${text.slice(0, SHOWN_LETTERS) || "No caption"}`);
-    this.root.title = "";
   }
 
   loadImage() {
@@ -84,8 +79,15 @@ class Tile {
   }
 }
 
+/** @param {ReturnType<typeof badgesOf>} badges */
+export const badgeElements = (badges) => badges.map(([kind, words, title]) => {
+  const badge = element("span", `badge ${kind}`, words);
+  badge.title = title;
+  return badge;
+});
+
 /** @param {Picture} picture @param {string[]} topics @returns {[kind: string, words: string, title: string][]} */
-function badgesOf(picture, topics) {
+export function badgesOf(picture, topics) {
   /** @type {[string, string, string][]} */
   const badges = [];
   if (picture.unsaved !== undefined) badges.push(["unsaved", "not saved", ""]);

@@ -1,13 +1,7 @@
 // @ts-check
-/** Elements, icons and buttons that the review is made of. Knows nothing of pictures. */
+/** Icons and buttons that the review is made of. Knows nothing of pictures. */
 
-/** @param {string} tag @param {string} className @param {(Element | string)[]} children */
-export function element(tag, className, ...children) {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.append(...children);
-  return made;
-}
+import { element } from "./elements.mjs";
 
 /** Drawn in a box of 16 by 16. @type {Record<string, string>} */
 const SHAPES = {
@@ -35,7 +29,7 @@ export function icon(shape) {
 
 /** @param {string} words read out, and shown at the pointer @param {() => void} whenPressed @param {Element | string} content */
 export function button(words, whenPressed, content) {
-  const made = /** @type {HTMLButtonElement} */ (element("button", "", content));
+  const made = element("button", "", content);
   made.type = "button";
   made.title = words;
   if (typeof content !== "string") made.setAttribute("aria-label", words);

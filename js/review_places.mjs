@@ -6,9 +6,10 @@
  * sends `ui: {"pistachio_review": [{"folder": ...}]}` when it has run.
  */
 
+import { element } from "./elements.mjs";
 import { inputNode, nodesOnCanvas, onCommand, onMessage } from "./host.mjs";
 import { ReviewView } from "./review.mjs";
-import { button, element, icon } from "./review_parts.mjs";
+import { button, icon } from "./review_parts.mjs";
 
 const MIN_HEIGHT_PX = 420;
 const NODE_SIZE = /** @type {[number, number]} */ ([640, 640]);
