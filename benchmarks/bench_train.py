@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the comparison is of one thread
 
 from bench_arms import BuiltIn, Floor, Ours
-from bench_memory import peak_bytes
+from memory_counter import peak_bytes
 from bench_support import booted_host, environment, tiny_workload, write_json
 
 FAMILIES = ("sd15", "wan21")

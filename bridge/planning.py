@@ -20,7 +20,7 @@ from ..training.config import TrainConfig
 from ..training.config.memory import AUTO, MemoryConfig
 from ..training.memory.estimate import BaseSize, Facts
 from ..training.memory.optimizer_size import optimizer_size
-from ..training.memory.plan import AS_LOADED, GB, MemoryPlan, words_of
+from ..training.memory.plan import AS_LOADED, GB, MemoryPlan, size_words, words_of
 from ..training.memory.scratch import scratch_bytes
 from ..training.memory.search import Allowed, Choice, DoesNotFit, allowed, choose, leaner
 from ..training.memory.trace import Scratch, StepTrace, trace_forward, trace_step
@@ -60,11 +60,11 @@ class Planner:
 
     @property
     def allowed(self) -> Allowed:
-        return self._allowed(self.memory)
+        return self._allowed(self.memory, self.config)
 
-    def _allowed(self, memory: MemoryConfig) -> Allowed:
+    def _allowed(self, memory: MemoryConfig, config: TrainConfig) -> Allowed:
         on_cpu = self.device.type == "cpu"
-        return allowed(self.config, memory, has_blocks=bool(blocks_of(self.network)), on_cpu=on_cpu, limit_bytes=self.limit_bytes)
+        return allowed(config, memory, has_blocks=bool(blocks_of(self.network)), on_cpu=on_cpu, limit_bytes=self.limit_bytes)
 
     def choose(self) -> Choice:
         """PistachioError with the nearest plan that fits, where none does that the settings allow."""
@@ -78,19 +78,17 @@ class Planner:
 
     def _nearest(self) -> str:
         """A sentence, or nothing where not even half the resolution would fit."""
-        free = replace(
-            self.memory, keep=AUTO, blocks_streamed=-1, base_format=AUTO, optimizer_state=AUTO, weight_average=AUTO, batch="effective", keep_in_ram=False,
-        )
+        free = replace(self.memory, keep=AUTO, blocks_streamed=-1, base_format=AUTO, optimizer_state=AUTO, weight_average=AUTO, keep_in_ram=False)
         config = replace(self.config, block_checkpointing="auto")
-        choice = allowed(config, free, has_blocks=bool(blocks_of(self.network)), on_cpu=self.device.type == "cpu", limit_bytes=self.limit_bytes)
-        for share in (1.0, *SMALLER):
+        for share, batch in ((1.0, free.batch), (1.0, "effective"), *((share, "effective") for share in SMALLER)):
             facts = self.facts if share == 1 else self._facts(_scaled(self.largest, share))
+            wanted = replace(free, batch=batch)
             try:
-                plan = choose(config, free, choice, facts).plan
+                plan = choose(config, wanted, self._allowed(wanted, config), facts).plan
             except DoesNotFit:
                 continue
             how = "with everything on 'auto' in Memory Settings and on Train LoRA" if share == 1 else f"at {share:.0%} of this resolution on Encode Dataset"
-            return f"The nearest that fits: {words_of(plan)}, {how} ({plan.peak_bytes / GB:.1f} GB)."
+            return f"The nearest that fits: {words_of(plan)}, {how} ({size_words(plan.peak_bytes)})."
         return ""
 
     # ---- what is counted -----------------------------------------------

@@ -132,6 +132,16 @@ def _why_kept(module: torch.nn.Module, format: str) -> str | None:
     return why_not((module.out_features, module.in_features), format)
 
 
+def packed_bytes(network: torch.nn.Module, format: str) -> dict[torch.nn.Module, int]:
+    """Each layer that Quantize Base would store in `format` by its defaults, and what it takes then. Nothing is quantised."""
+    chosen, _ = _choose(network, format, _block_paths(network, "all"), [])
+    found = {}
+    for _, module in chosen:
+        bias = 0 if module.bias is None else module.bias.nbytes
+        found[module] = quantize(torch.empty(module.out_features, module.in_features, device="meta"), format).size_bytes + bias
+    return found
+
+
 def _block_paths(network: torch.nn.Module, text: str) -> tuple[str, ...]:
     """Path prefixes of the blocks that `text` names."""
     paths = [f"{path}." for path, _ in blocks_of(network)]

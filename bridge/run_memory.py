@@ -115,7 +115,7 @@ def plan_run(
     return RunMemory(patcher, record=record, planner=planner)
 
 
-def _unplanned(patcher, keep: str, why: str) -> RunMemory:
+def _unplanned(patcher, why: str) -> RunMemory:
     note = f"The memory of this run could not be predicted ({why}), so nothing was planned: block checkpointing is as Train LoRA says."
     log.warning("%s", note)
     return RunMemory(patcher, notes=[note])

@@ -20,9 +20,10 @@ from .batches import TrainItem
 from .budget import timing_of
 from .config import TrainConfig, to_dict
 from .drift import Watch, drift_report, is_candidate, memorising_report
-from .errors import NonFiniteLossError, PistachioError
+from .errors import DeviceMemoryError, NonFiniteLossError, PistachioError
 from .evaluation import EvalItem, Schedule, evaluate, mean_error, plan_draws, plan_schedule, resume_note, self_test, t_values
 from .folds import Refit
+from .memory.record import MemoryRecord
 from .metadata import lora_metadata
 from .model import TrainableModel
 from .report import build_report, eval_row, gap_rows, records_from_rows, seconds_spent, write_report
@@ -30,6 +31,7 @@ from .run import RunFolder
 from .samples import SAMPLING_ERRORS, Sampler, sample_row, sample_steps
 from .selection import EvaluationRecord, Selection, not_measured, select, should_stop
 from .trainer import Trainer
+from .wishes import Wishes
 
 log = logging.getLogger("pistachio")
 
@@ -65,9 +67,11 @@ def train(
     continued_from: int = 0,
     keep: str = "everything",
     keep_in_ram: bool = False,
+    memory: MemoryRecord | None = None,
     sampler: Sampler | None = None,
     save_interval_seconds: float = 0.0,
     refit: Refit | None = None,
+    wishes: Wishes | None = None,
     log_row: Callable[[dict], None] = lambda row: None,
     check_interrupted: Callable[[], None] = lambda: None,
 ) -> Selection:
@@ -76,15 +80,18 @@ def train(
     `continued_from`: the step where a finished run was extended; its patience begins anew there.
     `refit`: other runs have chosen the last step; nothing is measured here, and the report says what they found.
     `keep`, `keep_in_ram`: what each block keeps for its backward, and where, see `saving`.
+    `memory`: the plan that says so, with its batch; the real peak is measured beside it.
+    `wishes`: what a person asks meanwhile; measuring, sampling or stopping at a step changes no step before it.
     `save_interval_seconds`: the state is also saved when so much time has passed since; 0: at evaluations only.
 
     Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step; a kill,
     one that goes on from its last save. The numbers are the same as without the stop.
     """
-    trainer = Trainer(model, train_items, config, keep=keep, keep_in_ram=keep_in_ram, start=info.start)
+    trainer = Trainer(model, train_items, config, keep=keep, keep_in_ram=keep_in_ram, start=info.start, micro_batch=memory.plan.batch_size if memory else 0)
     with trainer.network:
         session = _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted)
-        session.sampler, session.save_interval_seconds = sampler, save_interval_seconds
+        session.sampler, session.save_interval_seconds, session.memory = sampler, save_interval_seconds, memory
+        session.wishes = wishes or Wishes()
         if refit is not None:
             session.refit_by(refit)
         return session.run()
@@ -107,7 +114,9 @@ class _Session:
         self.rows: list[dict] = []
         self.stop_reason: str | None = None
         self.sampler: Sampler | None = None
+        self.memory: MemoryRecord | None = None
         self.save_interval_seconds = 0.0
+        self.wishes = Wishes()
         self.saved_at = time.monotonic()
         self.evaluated_step: int | None = None  # the last whose evaluation is complete, its checkpoint included
         self.refit: Refit | None = None
@@ -148,6 +157,7 @@ class _Session:
 
     def run(self) -> Selection:
         self._begin()
+        begun_at = self.trainer.step
         try:
             if self._evaluation_was_cut_short():
                 self._evaluate_and_save()
@@ -155,17 +165,23 @@ class _Session:
             while self.trainer.step < self.last_step and self.stop_reason is None:
                 self.check_interrupted()
                 self._advance()
-                if self.trainer.step in self.schedule.steps:
+                wished = self.wishes.take()
+                if self.trainer.step in self.schedule.steps or wished & {"evaluate", "stop"}:
                     self._evaluate_and_save()
-                    self._sample_if_due()
+                    if "stop" in wished and self.stop_reason is None:
+                        self.stop_reason = f"you stopped it at step {self.trainer.step}."
+                    self._sample_if_due(is_wished="sample" in wished)
+                elif "sample" in wished:
+                    self._sample_if_due(is_wished=True)
                 elif 0 < self.save_interval_seconds <= time.monotonic() - self.saved_at:
                     self._save_state()
         except BaseException as error:
             self._save_after(error)
             if isinstance(error, torch.OutOfMemoryError):
-                raise PistachioError(
+                raise DeviceMemoryError(
                     f"Out of GPU memory at step {self.trainer.step + 1}; the run is saved. Set block checkpointing to 'on', or lower the "
-                    "batch size on Train LoRA (raise accumulation by as much), or lower the resolution on Encode Dataset."
+                    "batch size on Train LoRA (raise accumulation by as much), or lower the resolution on Encode Dataset.",
+                    is_first_step=self.trainer.step == begun_at,
                 ) from error
             raise
         return self._finish()
@@ -173,6 +189,8 @@ class _Session:
     def _begin(self) -> None:
         if self.config.evaluation.budget == "seconds" and self.eval_items:
             self._plan_by_the_clock()
+        if self.memory is not None:
+            self.memory.begin()
         weights = self.trainer.network.parameters
         # Every checkpoint, and twice (the new beside the old) a state of weights, average and two moments.
         self.run_folder.check_space(weights.numel() * weights.element_size() * (len(self.schedule.steps) + 8))
@@ -185,7 +203,7 @@ class _Session:
                     self._note(note)
             for note in self.trainer.network.notes:
                 self._note(note)
-            for note in self.info.notes:
+            for note in (*self.info.notes, *(self.memory.words if self.memory else ())):
                 self._note(note)
             self._measure_base()
             self._save_state()
@@ -196,6 +214,8 @@ class _Session:
         self.evaluated_step = state.get("evaluated_step", step if step in self.run_folder.checkpoint_steps() else None)
         self.rows = self.run_folder.rewind_metrics(step, keep_evaluation=not self._evaluation_was_cut_short())
         self._note(f"Resumed from step {step} of {self.config.num_steps}.")
+        for note in self.memory.words if self.memory else ():
+            self._note_once(note)
         if step == self.continued_from:
             self._note_once(self._words_on_extension())
         self._compare_after_resume()
@@ -233,8 +253,9 @@ class _Session:
         return records_from_rows(self.rows)
 
     def _measure(self, items, draws) -> dict:
-        # A whole effective batch was fitted in memory with gradients, so without them more fits; 4 keeps a forward busy.
-        return evaluate(self.model, items, draws, batch_size=max(4, self.config.batch_size), check_interrupted=self.check_interrupted)
+        # What fitted in memory with gradients fits without them, and 4 keeps a forward busy; a plan has counted it.
+        batch = self.memory.plan.evaluation_batch if self.memory else max(4, self.config.batch_size)
+        return evaluate(self.model, items, draws, batch_size=batch, check_interrupted=self.check_interrupted)
 
     def _measure_base(self) -> None:
         """Step 0, twice: the base alone, and the untrained adapter, which must change nothing."""
@@ -274,8 +295,13 @@ class _Session:
             "transfer_ratio": _number(held_out / delta) if held_out is not None and delta else None,
         })
 
+    def _say_phase(self, phase: str) -> None:
+        """To whoever looks on; no file keeps it."""
+        self.log_row({"kind": "phase", "step": self.trainer.step, "phase": phase})
+
     def _evaluate_and_save(self) -> None:
         step = self.trainer.step
+        self._say_phase("evaluating")
         row = {"kind": "eval", "step": step}
         with self.trainer.network.weights(self.trainer.average):
             if self.eval_items:
@@ -288,15 +314,16 @@ class _Session:
         self._save_state()
         self.stop_reason = self._reason_to_stop()
 
-    def _sample_if_due(self) -> None:
+    def _sample_if_due(self, *, is_wished: bool = False) -> None:
         """After the state is saved: a kill while sampling comes back to here."""
         step = self.trainer.step
         if self.sampler is None or any(row["kind"] == "sample" and row["step"] == step for row in reversed(self.rows)):
             return
         is_last = step > 0 and step == self.evaluated_step and self.stop_reason is not None
-        if not is_last and step not in sample_steps(self.schedule.steps, self.sampler.config.every_evaluations):
+        if not (is_last or is_wished) and step not in sample_steps(self.schedule.steps, self.sampler.config.every_evaluations):
             return
         start = time.perf_counter()
+        self._say_phase("sampling")
         try:
             with self.trainer.network.weights(self.trainer.average):
                 pictures = self.sampler.sample(step)
@@ -377,6 +404,9 @@ class _Session:
         checks = next((row.get("checks") for row in self.rows if row["kind"] == "eval" and row["step"] == selection.chosen_step), None)
         report |= {"seconds": seconds_spent(self.rows), "gap": gap_rows(self.rows)}
         report |= {"base_drift": drift_report(checks), "memorising": memorising_report(checks, self.rows, selection)}
+        if self.memory is not None:
+            report["memory"] = self.memory.report(self.rows)
+            self.memory.save(self.run_folder, self.rows)
         write_report(self.run_folder.path, report, self.rows, selection)
         return report
 

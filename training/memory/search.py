@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..config.memory import AUTO, MemoryConfig
 from ..errors import PistachioError
 from .estimate import Facts, predict
-from .plan import AS_LOADED, GB, MemoryPlan, size_words, words_of
+from .plan import AS_LOADED, MemoryPlan, size_words, words_of
 
 KEEP_ORDER = ("everything", "products", "attention", "blocks")
 FORMAT_ORDER = ("fp8-row", "int8-convrot", "nf4")  # by what they save; only where the base is offered in them
@@ -137,6 +137,6 @@ class DoesNotFit(PistachioError):
         self.least, self.limit_bytes = least, limit_bytes
         short = least.peak_bytes - limit_bytes
         super().__init__(
-            f"This run does not fit: its leanest plan ({words_of(least)}) needs {size_words(least.peak_bytes)}, and {limit_bytes / GB:.1f} GB may be "
+            f"This run does not fit: its leanest plan ({words_of(least)}) needs {size_words(least.peak_bytes)}, and {size_words(limit_bytes)} may be "
             f"used ({size_words(short)} too little). {nearest or 'Choose a lower resolution on Encode Dataset, a lower batch size on Train LoRA, or a smaller base file.'}"
         )
