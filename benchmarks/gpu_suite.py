@@ -1,6 +1,6 @@
-"""What only a graphics card can show: training is right on CUDA for every family, and how fast it is at full size.
+"""What only a graphics card can show: whether the kernels pay, training is right on CUDA for every family, and how fast it is.
 
-    python dev.py bench gpu_suite [--json FILE] [--only correctness,speed,flux,...] [--require-gpu] [--rehearse]
+    python dev.py bench gpu_suite [--json FILE] [--only questions,kernels,correctness,speed,flux,...] [--require-gpu] [--rehearse]
 
 It needs no server. Without a card it measures nothing and says so. A rehearsal runs every line of it on the CPU over small
 networks and writes which parts ran, never a time or a size.
@@ -17,7 +17,7 @@ from pathlib import Path
 from bench_support import booted_host, environment, load_packages, write_json
 
 NO_DEVICE = "NO CUDA DEVICE: nothing was measured"
-SECTIONS = ("correctness", "speed")
+SECTIONS = ("questions", "kernels", "correctness", "speed")
 EXIT_FAILED, EXIT_NO_GPU = 1, 3
 
 
@@ -25,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
     parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--only", default="", help="comma-separated: correctness, speed, and names of families or networks")
+    parser.add_argument("--only", default="", help="comma-separated: questions, kernels, correctness, speed, and names of families, networks or operations")
     parser.add_argument("--require-gpu", action="store_true", help=f"without a card, exit with {EXIT_NO_GPU}")
     parser.add_argument("--rehearse", action="store_true", help="run every part small on the CPU; measures nothing")
     parser.add_argument("--arm", help=argparse.SUPPRESS)  # NETWORK|ARM, in a process of its own
@@ -36,6 +36,48 @@ def chosen(only: str) -> tuple[set[str], set[str]]:
     """Sections and names; an empty choice of either means all of it."""
     words = {word.strip() for word in only.split(",") if word.strip()}
     return (words & set(SECTIONS)) or set(SECTIONS), words - set(SECTIONS)
+
+
+def run_questions(device, *, rehearse: bool) -> list[dict]:
+    from gpu_kernels import QUESTIONS, answer
+
+    rows = []
+    for name in QUESTIONS:
+        try:
+            rows.append(answer(name, device, rehearse=rehearse))
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # one question must not hide the others
+            rows.append({"question": name, "failed": f"{type(error).__name__}: {error}"})
+        told = {key: value for key, value in rows[-1].items() if key != "question"}
+        print(f"question  {name}: {json.dumps(told)}", flush=True)
+    return rows
+
+
+def run_kernels(device, names: set[str], *, rehearse: bool) -> list[dict]:
+    from gpu_kernels import CASES, copy_bandwidth, measure_kernel
+
+    rows, bandwidth = [], copy_bandwidth(device, rehearse=rehearse)
+    if bandwidth:
+        print(f"kernel  a copy moves {bandwidth / 1e9:.0f} GB/s", flush=True)
+    for name, case in CASES.items():
+        if names and case.operation not in names:
+            continue
+        try:
+            rows.append(measure_kernel(name, device, bandwidth, rehearse=rehearse))
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+            rows.append({"kernel": name, "passed": False, "failed": f"{type(error).__name__}: {error}"})
+        told = {key: value for key, value in rows[-1].items() if key != "kernel"}
+        print(f"kernel  {name}: {json.dumps(told)}", flush=True)
+    return rows if not bandwidth else [{"copy_bytes_per_s": bandwidth}, *rows]
+
+
+def card() -> dict:
+    """What the figures depend on, as the driver tells it."""
+    import torch
+
+    asked = "driver_version,power.limit,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem"
+    done = subprocess.run(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True)
+    told = dict(zip(asked.split(","), (word.strip() for word in done.stdout.splitlines()[0].split(",")))) if done.returncode == 0 and done.stdout else {}
+    return {"capability": list(torch.cuda.get_device_capability()), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **told}
 
 
 def run_correctness(device, names: set[str]) -> list[dict]:
@@ -125,6 +167,8 @@ def add_utilisation(rows: list[dict]) -> None:
 def failures(result: dict) -> list[str]:
     found = [f"{row['family']}: {row.get('check') or row.get('error')}" for row in result.get("correctness", []) if row.get("passed") is False]
     found += [f"{row['network']}, {row['arm']}" for row in result.get("speed", []) if "failed" in row or row.get("rehearsed") is False]
+    found += [f"question: {row['question']}" for row in result.get("questions", []) if "failed" in row]
+    found += [f"kernel: {row['kernel']}" for row in result.get("kernels", []) if row.get("passed") is False or row.get("rehearsed") is False]
     return found
 
 
@@ -151,6 +195,11 @@ def main() -> int:
         result["environment"] = environment(host)
         if not options.rehearse:
             result["environment"]["device"] = torch.cuda.get_device_name(device)
+            result["environment"]["card"] = card()
+        if "questions" in sections:
+            result["questions"] = run_questions(device, rehearse=options.rehearse)
+        if "kernels" in sections:
+            result["kernels"] = run_kernels(device, names, rehearse=options.rehearse)
         if "correctness" in sections:
             result["correctness"] = run_correctness(device, names)
     if "speed" in sections:

@@ -126,7 +126,9 @@ def transpose_cuda(launcher, x):
 
 def product_int8_torch(a: Tensor, b: Tensor) -> Tensor:
     """a [M, K] and b [N, K] in int8 -> exact sums [M, N] in int32."""
-    return (a.double() @ b.double().t()).to(torch.int32)
+    # Up to here every sum of products fits a float32's 24 bits.
+    kind = torch.float32 if a.shape[1] * 127 * 127 < 1 << 24 else torch.float64
+    return (a.to(kind) @ b.to(kind).t()).to(torch.int32)
 
 
 def product_int8_meta(a, b):
