@@ -39,8 +39,9 @@ class Trainer:
 
     def __init__(
         self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, keep: str = "everything", keep_in_ram: bool = False,
-        start: AdapterStart | None = None,
+        start: AdapterStart | None = None, optimizer_place: str = "device", average_place: str = "device",
     ):
+        """`optimizer_place`, `average_place`: "device" or "cpu", where the optimiser's state and the averaged weights live."""
         self.model = model
         self.config = config
         self.distribution = timesteps.distribution_for(config.objective, model)
@@ -51,8 +52,10 @@ class Trainer:
         self.objective = Objective(config.objective, model)
         self.notes = self.objective.notes(config.effective_batch)
         self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep, keep_in_ram=keep_in_ram, start=start)
-        self.optimizer = RunOptimizer(self.network, config.optimizer)
-        self.average = self.network.parameters.detach().clone()  # exponential moving average, or the optimiser's own
+        self.optimizer = RunOptimizer(self.network, config.optimizer, place=optimizer_place)
+        self._average_on_cpu = average_place == "cpu"
+        # Exponential moving average, or the optimiser's own.
+        self.average = self.network.parameters.detach().to("cpu" if self._average_on_cpu else self.model.device, copy=True)
         self.step = 0
         self.is_updating = False  # what is in memory belongs to no step
         self.loss_ema: float | None = None
@@ -85,7 +88,7 @@ class Trainer:
         if self.optimizer.averages:
             self.optimizer.copy_average(self.average)
         else:
-            self.average.lerp_(self.network.parameters, 1 - self.config.ema_decay)
+            self.average.lerp_(self._latest_weights(), 1 - self.config.ema_decay)
         self.step, self.is_updating = step, False
         if math.isfinite(loss):
             self.loss_ema = loss if self.loss_ema is None else LOSS_SMOOTHING * self.loss_ema + (1 - LOSS_SMOOTHING) * loss
@@ -93,6 +96,12 @@ class Trainer:
             loss=loss, prior_loss=prior / num_priors if num_priors else None, grad_norm=grad_norm,
             learning_rate=learning_rate * (scales[0] if scales else 1.0),
         )
+
+    def _latest_weights(self) -> Tensor:
+        """Where the average lives; with the optimiser there too, they are there already."""
+        if not self._average_on_cpu:
+            return self.network.parameters
+        return self.optimizer.held.parameters if self.optimizer.held is not None else self.network.parameters.detach().cpu()
 
     def state(self) -> dict:
         return {

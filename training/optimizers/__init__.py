@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from ..adapted import AdaptedNetwork
 from ..config import OptimizerConfig
+from ..config.check import check
 from ..errors import PistachioError
 from .arguments import constructor_arguments
 from .eight_bit import AdamW8bitKahan
@@ -19,6 +20,7 @@ from .elementwise import Lion, Prodigy, ScheduleFreeAdamW
 from .factored import Adafactor, Came
 from .groups import matrix_groups, vector_groups
 from .library import bitsandbytes_adamw, construct, optimizer_class
+from .placed import PLACES, HeldOnCpu
 
 ELEMENTWISE = {
     "adamw": torch.optim.AdamW, "adamw-8bit-kahan": AdamW8bitKahan, "lion": Lion, "prodigy": Prodigy, "schedule-free": ScheduleFreeAdamW,
@@ -26,7 +28,7 @@ ELEMENTWISE = {
 BY_MATRIX = {"adafactor": Adafactor, "came": Came}
 
 
-def build_optimizer(network: AdaptedNetwork, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(network: AdaptedNetwork | HeldOnCpu, config: OptimizerConfig) -> Optimizer:
     """Every group carries "lr_ratio", its share of the run's learning rate."""
     if config.name == "library":
         found, groups = optimizer_class(config.library), matrix_groups(network, config)
@@ -42,10 +44,19 @@ def build_optimizer(network: AdaptedNetwork, config: OptimizerConfig) -> Optimiz
 class RunOptimizer:
     """An optimiser over a run's adapters, and the average that it keeps of them, if it does."""
 
-    def __init__(self, network: AdaptedNetwork, config: OptimizerConfig):
+    def __init__(self, network: AdaptedNetwork, config: OptimizerConfig, *, place: str = "device"):
+        """`place`: where its state lives, "device" (beside the weights) or "cpu"; it then also steps there."""
+        check(place in PLACES, f"Optimiser state in '{place}' is unknown. Choose one of {', '.join(PLACES)}.")
+        check(
+            place == "device" or config.name != "adamw-8bit",
+            "'adamw-8bit' keeps its state on the graphics card, and the memory settings ask for main memory. Choose 'adamw-8bit-kahan' in Optimizer "
+            "Settings, or leave the state on the device.",
+        )
         self.network = network
         self.config = config
-        self.inner = build_optimizer(network, config)
+        self.held = HeldOnCpu(network) if place == "cpu" else None
+        self._stepped = self.held or network  # whose weights the optimiser changes
+        self.inner = build_optimizer(self._stepped, config)
         # Both libraries of schedule-free optimisers switch between the trained and the averaged weights this way.
         self._switches = config.name == "library" and hasattr(self.inner, "train") and hasattr(self.inner, "eval")
         if self._switches:
@@ -59,11 +70,22 @@ class RunOptimizer:
     @property
     def scale(self) -> Tensor | None:
         """What a learning-rate-free method multiplies the rate by, on the device."""
-        return self.inner.scale if isinstance(self.inner, Prodigy) else None
+        return self.inner.scale.to(self.network.parameters.device) if isinstance(self.inner, Prodigy) else None
+
+    @property
+    def state_bytes(self) -> int:
+        """Of the state that there is now, once for each storage; none before the first step."""
+        storages = {}
+        for values in self.inner.state.values():
+            for tensor in _tensors(values):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return sum(storages.values())
 
     def step(self, learning_rate: float) -> None:
         for group in self.inner.param_groups:
             group["lr"] = learning_rate * group["lr_ratio"]
+        if self.held is not None:
+            self.held.take()
         try:
             self.inner.step()
         except (TypeError, RuntimeError, NotImplementedError) as error:
@@ -72,6 +94,8 @@ class RunOptimizer:
             raise PistachioError(
                 f"Optimiser '{self.config.library}' can't train these weights ({type(error).__name__}: {error}). Choose another in Optimizer Settings."
             ) from error
+        if self.held is not None:
+            self.held.give()
 
     @torch.no_grad()
     def copy_average(self, target: Tensor) -> None:
@@ -79,15 +103,15 @@ class RunOptimizer:
         if not self._switches:
             for group in self.inner.param_groups:
                 for p in group["params"]:
-                    start = p.storage_offset() - self.network.parameters.storage_offset()
+                    start = p.storage_offset() - self._stepped.parameters.storage_offset()
                     target[start : start + p.numel()] = self.inner.averaged(p, group)
             return
-        trained = self.network.parameters.clone()
+        trained = self._stepped.parameters.clone()
         self._to_average()
-        target.copy_(self.network.parameters)
+        target.copy_(self._stepped.parameters)
         self._to_trained()
         # Back through the same interpolation would be back but for rounding.
-        self.network.parameters.copy_(trained)
+        self._stepped.parameters.copy_(trained)
 
     def state_dict(self) -> dict:
         # torch's own form: bitsandbytes overrides it with one that only its own loading understands.
@@ -109,6 +133,17 @@ class RunOptimizer:
             self.inner.state[params[index]] = {
                 key: _on(value, torch.device("cpu") if key == "step" and not fused else device) for key, value in values.items()
             }
+
+
+def _tensors(value):
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _on(value, device: torch.device):

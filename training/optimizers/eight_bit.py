@@ -17,7 +17,8 @@ from ..seeds import seed_from
 
 BLOCK = 256
 PATTERN_SHIFT = 17  # leaves sign, exponent and six bits of a float32
-CHUNK = BLOCK << 14  # weights handled at once: bounds the memory of the decoded states
+CHUNK = BLOCK << 14  # weights whose random numbers are drawn at once: bounds the memory of a step, and fixes its numbers
+CACHED = BLOCK << 10  # weights handled at once on a CPU: what a step makes of them stays in its cache
 
 
 def dynamic_codes(signed: bool) -> Tensor:
@@ -115,6 +116,17 @@ class AdamW8bitKahan(Optimizer):
         )
 
     def _step_part(self, weights: Tensor, gradient: Tensor, compensation: Tensor, state: dict, start: int, group: dict) -> None:
+        padded = math.ceil(gradient.numel() / BLOCK) * BLOCK
+        randoms = {name: torch.rand(padded, generator=self.source, device=gradient.device) for name in ("mean", "square")}
+        length = CACHED if gradient.device.type == "cpu" else CHUNK
+        for first in range(0, gradient.numel(), length):
+            part = slice(first, min(first + length, gradient.numel()))
+            drawn = {name: random[first : first + length] for name, random in randoms.items()}
+            self._step_values(weights[part], gradient[part], compensation[part], state, start + first, group, drawn)
+
+    def _step_values(
+        self, weights: Tensor, gradient: Tensor, compensation: Tensor, state: dict, start: int, group: dict, randoms: dict[str, Tensor]
+    ) -> None:
         count = gradient.numel()
         padded = math.ceil(count / BLOCK) * BLOCK
         codes, scales = slice(start, start + padded), slice(start // BLOCK, (start + padded) // BLOCK)
@@ -127,8 +139,7 @@ class AdamW8bitKahan(Optimizer):
         correction1, correction2 = 1 - beta1 ** group["step"], 1 - beta2 ** group["step"]
         update = (mean / correction1) / (square / correction2).sqrt_().add_(group["eps"])
         for name, values, form in (("mean", mean, self.signed), ("square", square, self.squares)):
-            random = torch.rand(padded, generator=self.source, device=values.device)
-            state[name][codes], state[f"{name}_scale"][scales] = form.encode(values, random)
+            state[name][codes], state[f"{name}_scale"][scales] = form.encode(values, randoms[name])
         before = weights.float().clone()
         delta = before.mul(-group["lr"] * group["weight_decay"]).sub_(update[:count], alpha=group["lr"]).add_(compensation.float())
         weights.add_(delta)
