@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .operations import DEAR_FLOPS_PER_BYTE, Kind, flops_per_byte, kind_of
-from .values import Geometry, Handle, Held, Recipe, Reference, Replay, Value, common_origin, copy_of, geometry_of, version_of
+from .values import Geometry, Handle, Held, Origin, Recipe, Reference, Replay, Value, common_origin, copy_of, geometry_of, version_of
 
 ORDINARY = (Tensor, torch.nn.Parameter, FakeTensor)
 
@@ -70,7 +70,7 @@ class Tape(TorchDispatchMode):
         for value in self._products:
             if value.base is None:
                 continue
-            if value in read:
+            if value.origin in read:
                 value.recipe = None
             else:
                 value.base = None
@@ -166,7 +166,7 @@ class Tape(TorchDispatchMode):
         except _NotRecordable:
             self._keep(out)
             return
-        value.is_product, value.origin, value.source = True, value, common_origin(_read_by(value.recipe))
+        value.is_product, value.origin = True, Origin(common_origin(_read_by(value.recipe)))
         if self.level == "products":
             value.base = out.detach()
             self._products.append(value)
@@ -192,10 +192,10 @@ class Tape(TorchDispatchMode):
             after.is_outside = before.is_outside
             if before.recipe is None:
                 after.recipe = None
-                after.origin = after if before.origin is not None else None
+                after.origin = before.origin
             else:
                 before.references += 1
-                after.is_product, after.origin, after.source = True, after, before.source
+                after.is_product, after.origin = True, before.origin
                 self._products.append(after)
         else:
             before.references += 1
@@ -238,7 +238,7 @@ class Tape(TorchDispatchMode):
     def _keep(self, tensor: Tensor) -> None:
         value = Value(base=tensor.detach(), geometry=geometry_of(tensor))
         if value.size_bytes > self.thrift.tensor_bytes:
-            value.origin = value
+            value.origin = Origin()
         self._set(tensor, value)
 
     def _set(self, tensor: Tensor, value: Value) -> None:
@@ -252,7 +252,7 @@ class Tape(TorchDispatchMode):
             value = Value(base=tensor.detach(), geometry=geometry_of(tensor))
             value.is_outside = True
             if tensor.requires_grad and not tensor.is_leaf:
-                value.origin = value
+                value.origin = Origin()
             self._set(tensor, value)
         return value
 

@@ -55,7 +55,7 @@ class Recipe:
 
 
 class Value:
-    __slots__ = ("recipe", "index", "geometry", "base", "parcel", "version", "references", "handles", "is_product", "is_outside", "origin", "source", "__weakref__")
+    __slots__ = ("recipe", "index", "geometry", "base", "parcel", "version", "references", "handles", "is_product", "is_outside", "origin", "__weakref__")
 
     def __init__(self, *, base: Tensor | None = None, recipe: Recipe | None = None, index: int = 0, geometry: Geometry | None = None):
         self.base, self.recipe, self.index, self.geometry = base, recipe, index, geometry
@@ -65,19 +65,26 @@ class Value:
         self.handles = 0  # saved tensors of the backward that lie in it
         self.is_product = False
         self.is_outside = False  # memory from before the block
-        # The one dear value that it was made of cheaply: itself, for a dear one; MIXED, if several; None, if none.
-        self.origin: Value | None = None
-        self.source: Value | None = None  # of a product: the origin of what it multiplied
+        self.origin: Origin | None = None  # MIXED, if it was made of several; None, if of none
 
     @property
     def size_bytes(self) -> int:
         return 0 if self.base is None else self.base.untyped_storage().nbytes()
 
 
-MIXED = Value()
+class Origin:
+    """The dear value that others were made of cheaply, itself among them. No reference to it: memory must not wait for a collector."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: "Origin | None" = None):
+        self.source = source  # of a product: the origin of what it multiplied
 
 
-def common_origin(values: Iterable[Value]) -> Value | None:
+MIXED = Origin()
+
+
+def common_origin(values: Iterable[Value]) -> Origin | None:
     """An adapter's part, made of its layer's input, leaves the sum with its layer's output the layer's."""
     origins = {value.origin for value in values} - {None}
     for origin in origins:
