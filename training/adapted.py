@@ -17,6 +17,7 @@ from torch import Tensor
 from .adapters import ADAPTERS
 from .adapters.peft import peft_config
 from .adapters.start import AdapterStart, check_covered
+from .compiled import CompiledBlocks
 from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
 from .model import TrainableModel
@@ -41,6 +42,7 @@ class AdaptedNetwork:
         self.config = config
         self.keep, keep_note = keep_for(model, keep, in_ram=keep_in_ram)
         self.keep_in_ram = keep_in_ram and keep_note is None
+        self.compiled: CompiledBlocks | None = None  # put there, before entering, by whoever wants compiled blocks
         self.enabled = True
         self._seed = seed
         self._pass: tuple[int, int] | None = None
@@ -90,8 +92,12 @@ class AdaptedNetwork:
             for path, module in self.model.network.named_modules():
                 replacement = self._replacement(path, module)
                 if replacement is not None:
-                    stack.enter_context(replaced_forward(module, replacement))
-            stack.enter_context(saved_blocks(self.model, self.keep, in_ram=self.keep_in_ram))
+                    is_layer = self.model.is_linear(module) or self.model.is_conv(module)
+                    stack.enter_context(replaced_forward(module, CompiledBlocks.outside(replacement) if self.compiled and is_layer else replacement))
+            if self.compiled:
+                stack.enter_context(self.compiled.placed())
+            if not (self.compiled and self.keep == "everything"):  # compiled code chooses by itself what it keeps
+                stack.enter_context(saved_blocks(self.model, self.keep, in_ram=self.keep_in_ram))
         except BaseException:
             stack.close()
             raise

@@ -51,7 +51,8 @@ class CudaGraphs:
                 function()
         computing.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # The server's other threads may go on with their own work.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             losses_B = function()
         self._pool = graph.pool()
 

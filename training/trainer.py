@@ -16,12 +16,15 @@ from torch import Tensor
 from . import schedules, timesteps
 from .adapted import AdaptedNetwork
 from .adapters.start import AdapterStart
-from .batches import BatchPlan, Sample, TrainItem, micro_batches
+from .batches import BatchPlan, TrainItem, micro_batches
+from .compiled import is_from_compiling
 from .config import TrainConfig
 from .errors import NonFiniteLossError, PistachioError
+from .graphs import StepGraphs
 from .model import TrainableModel
 from .objective import Objective
 from .optimizers import RunOptimizer, clip_gradient
+from .step import StepInputs, inputs_of, losses_of, sum_at
 
 LOSS_SMOOTHING = 0.98
 
@@ -39,9 +42,12 @@ class Trainer:
 
     def __init__(
         self, model: TrainableModel, items: Sequence[TrainItem], config: TrainConfig, *, keep: str = "everything", keep_in_ram: bool = False,
-        start: AdapterStart | None = None, optimizer_place: str = "device", average_place: str = "device",
+        start: AdapterStart | None = None, micro_batch: int = 0,
+        optimizer_place: str = "device", average_place: str = "device",
     ):
-        """`optimizer_place`, `average_place`: "device" or "cpu", where the optimiser's state and the averaged weights live."""
+        """`micro_batch`: pictures in a forward pass, where that is not the configured batch size; the step stays the same.
+        `optimizer_place`, `average_place`: "device" or "cpu", where the optimiser's state and the averaged weights live."""
+        self.micro_batch = micro_batch or config.batch_size
         self.model = model
         self.config = config
         self.distribution = timesteps.distribution_for(config.objective, model)
@@ -56,6 +62,8 @@ class Trainer:
         self._average_on_cpu = average_place == "cpu"
         # Exponential moving average, or the optimiser's own.
         self.average = self.network.parameters.detach().to("cpu" if self._average_on_cpu else self.model.device, copy=True)
+        self.graphs: StepGraphs | None = None  # put there by whoever wants micro-batches played from graphs
+        self._compiled_kinds: set[tuple] = set()  # of micro-batches: compiling them has succeeded, forward and backward
         self.step = 0
         self.is_updating = False  # what is in memory belongs to no step
         self.loss_ema: float | None = None
@@ -66,12 +74,12 @@ class Trainer:
         samples = self.plan.samples(step)
         gradients = self.network.gradients.zero_()
         sums = torch.zeros(2, device=self.model.device)
-        for index, batch in enumerate(micro_batches(samples, self.config.batch_size)):
+        for index, batch in enumerate(micro_batches(samples, self.micro_batch)):
             with self.network.training_pass(step, index):
-                errors_B = sample_losses(self.model, self.network, self.objective, batch)
-                (errors_B.sum() / len(samples)).backward()
-            is_prior_B = torch.tensor([sample.is_prior for sample in batch], device=errors_B.device)
-            sums += torch.stack([errors_B.detach()[~is_prior_B].sum(), errors_B.detach()[is_prior_B].sum()])
+                errors_B = self._pass(inputs_of(self.model, self.objective, batch), len(samples))
+            sums += torch.stack([
+                sum_at(errors_B, [index for index, sample in enumerate(batch) if sample.is_prior == is_prior]) for is_prior in (False, True)
+            ])
         norm = clip_gradient(gradients, self.config.optimizer.clip_norm)
         scale = self.optimizer.scale
         own, prior, grad_norm, *scales = torch.cat([sums, norm.view(1), *([] if scale is None else [scale.view(1)])]).tolist()  # the step's one synchronisation
@@ -103,6 +111,30 @@ class Trainer:
             return self.network.parameters
         return self.optimizer.held.parameters if self.optimizer.held is not None else self.network.parameters.detach().cpu()
 
+    def _pass(self, inputs: StepInputs, num_samples: int) -> Tensor:
+        """The losses [B] of a micro-batch, whose gradients are added to the network's."""
+        run = self.compute if self.graphs is None else self.graphs.run
+        compiled = self.network.compiled
+        if compiled is None or not compiled.is_on or inputs.key in self._compiled_kinds:
+            return run(inputs, num_samples)
+        before = self.network.gradients.clone()
+        try:
+            losses_B = run(inputs, num_samples)
+        except Exception as error:
+            if not is_from_compiling(error):
+                raise
+            compiled.give_up(error)
+        else:
+            self._compiled_kinds.add(inputs.key)
+            return losses_B
+        self.network.gradients.copy_(before)
+        return run(inputs, num_samples)
+
+    def compute(self, inputs: StepInputs, num_samples: int) -> Tensor:
+        losses_B = losses_of(self.model, self.network, self.objective, inputs)
+        (losses_B.sum() / num_samples).backward()
+        return losses_B.detach()
+
     def state(self) -> dict:
         return {
             "step": self.step,
@@ -120,28 +152,3 @@ class Trainer:
         self.average.copy_(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.loss_ema = state["step"], state["loss_ema"]
-
-
-def sample_losses(model: TrainableModel, network: AdaptedNetwork, objective: Objective, batch: list[Sample]) -> Tensor:
-    """[B]; a prior sample's target is what the base itself predicts there, all over the picture."""
-    latents = torch.cat([sample.item.latents for sample in batch]).to(model.device, torch.float32)
-    noise = torch.cat([sample.noise for sample in batch]).to(model.device)
-    t_B = torch.stack([sample.t for sample in batch])
-    sigma_B = model.sigma_at(t_B)
-    x_t, target = model.add_noise(latents, noise, sigma_B), latents
-    if objective.config.input_perturbation:
-        perturbation = torch.cat([sample.perturbation for sample in batch]).to(model.device)
-        x_t, target = objective.perturbed(x_t, latents, perturbation, sigma_B)
-    conditions = [sample.condition for sample in batch]
-    priors = [i for i, sample in enumerate(batch) if sample.is_prior]
-    if priors:
-        with torch.no_grad(), network.disabled():
-            base = model.predict(x_t[priors], sigma_B[priors], [conditions[i] for i in priors])
-        target = target.clone()
-        target[priors] = base.float()
-    masks = [None if sample.is_prior else sample.item.mask for sample in batch]
-    losses_B = objective.losses(model.predict(x_t, sigma_B, conditions), target, sigma_B, t_B, masks)
-    item_weights = [sample.item.loss_weight for sample in batch]
-    if any(weight != 1 for weight in item_weights):
-        losses_B = losses_B * torch.tensor(item_weights, device=losses_B.device)
-    return losses_B

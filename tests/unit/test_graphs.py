@@ -8,6 +8,7 @@ import torch
 from pistachio.training.batches import TrainItem
 from pistachio.training.config import AdapterConfig, EvaluationConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from pistachio.training.graphs import CudaGraphs, SimulatedGraphs, StepGraphs, why_no_graphs
+from pistachio.training.runtime import choose_runtime
 from pistachio.training.trainer import Trainer
 from support.flow import Flow
 
@@ -142,7 +143,7 @@ def test_cuda_records_after_warming_up_on_a_stream_aside(monkeypatch):
         yield
 
     @contextmanager
-    def recording(graph, pool):
+    def recording(graph, pool, capture_error_mode):
         calls.append(("record", pool))
         yield
 
@@ -163,3 +164,22 @@ def test_cuda_records_after_warming_up_on_a_stream_aside(monkeypatch):
     assert play().tolist() == [1] and calls[-1] == "replay"
     graphs.record(function)
     assert ("record", "pool") in calls  # the second graph shares the first one's memory
+
+
+def test_a_plan_chooses_how_micro_batches_run():
+    def chosen(keep="everything", model=None, **wishes):
+        trainer = trained(steps=0, model=model)[3]
+        trainer.network.keep = keep
+        told = []
+        choose_runtime(trainer, **{"cuda_graph": "off", "compile": "off", "is_streaming": False, "tell": told.append, **wishes})
+        return trainer.graphs is not None, trainer.network.compiled is not None, told
+
+    assert chosen() == chosen(cuda_graph="auto") == (False, False, [])
+    assert chosen(cuda_graph="on", compile="blocks", device=SimulatedGraphs()) == (True, True, [])
+    assert chosen(cuda_graph="on") == (False, False, ["No CUDA graphs: there is no CUDA device."])
+    graphs, compiled, told = chosen(cuda_graph="on", compile="blocks", is_streaming=True, device=SimulatedGraphs())
+    assert not graphs and not compiled and len(told) == 2 and all("streamed" in text for text in told)
+    assert "'products' records" in chosen(compile="blocks", keep="products")[2][0]
+    bare = Flow()
+    bare.blocks = list
+    assert "flow has no known blocks" in chosen(compile="blocks", model=bare)[2][0]
