@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .caption_history import CaptionHistory, Written
+from .caption_lock import writing_captions
 from .caption_rules import REPLACE_SUBJECT, CaptionRules, RuleBook, differences, frequencies, in_place_of_subject
 from .captions import CAPTION_TABLE, has_trigger, more_caption_paths, read_caption, read_caption_table
-from .folder import name_list, plural
+from .folder import name_list, plural, shown_name
 from .types import Dataset, Picture
 
 MOST_SHOWN = 20  # captions in the preview
@@ -86,7 +87,8 @@ def rewrite_captions(
     written = None
     if write:
         texts = new | (_tables(result) if captions_json else {})
-        written = history.write(texts, by=BY, sources=sources, overwrite_edited=overwrite_edited, check_interrupted=check_interrupted)
+        with writing_captions(dataset.folder, by=BY):
+            written = history.write(texts, by=BY, sources=sources, overwrite_edited=overwrite_edited, check_interrupted=check_interrupted)
         edited = sorted({*edited, *(name for name in written.edited)})
     notes = _notes(dataset, rules, changed, edited, written)
     kind, counts = frequencies(picture.caption or "" for picture in result.pictures)
@@ -149,7 +151,7 @@ def preview_words(rewrite: Rewrite) -> str:
     blocks = []
     for caption in rewrite.captions[:MOST_SHOWN]:
         gone = [old for old, _ in differences(caption.before, caption.after) if old]
-        lines = [caption.relative_path, f"  was: {_short(caption.before)}", f"  now: {_short(caption.after)}"]
+        lines = [shown_name(caption.relative_path), f"  was: {_short(caption.before)}", f"  now: {_short(caption.after)}"]
         if gone:
             lines.append(f"  taken out: {_short(' | '.join(gone))}")
         blocks.append("\n".join(lines))

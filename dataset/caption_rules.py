@@ -223,10 +223,15 @@ def words_beside_trigger(captions: Iterable[str], trigger: str, *, class_noun: s
 # ---- preview ------------------------------------------------------------------------
 
 
+MOST_COMPARED = 400  # words: the time grows with more than their square
+
+
 def differences(before: str, after: str) -> tuple[tuple[str, str], ...]:
-    """(taken out, put in) in the order of the caption, in whole words."""
+    """(taken out, put in) in the order of the caption, in whole words; of a very long caption those near its beginning."""
     old, new = before.split(), after.split()
-    return tuple(
-        (" ".join(old[a:b]), " ".join(new[c:d]))
-        for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if kind != "equal"
-    )
+    is_cut = max(len(old), len(new)) > MOST_COMPARED
+    old, new = old[:MOST_COMPARED], new[:MOST_COMPARED]
+    changes = [change for change in SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if change[0] != "equal"]
+    if is_cut and changes and (changes[-1][2] == len(old) or changes[-1][4] == len(new)):
+        changes.pop()  # where the words were cut, not where they differ
+    return tuple((" ".join(old[a:b]), " ".join(new[c:d])) for _, a, b, c, d in changes)

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -36,6 +37,7 @@ def load_folder(
     recursive: bool = True,
     trigger_word: str = "",
     clips: ClipSettings | None = None,  # read videos too, as these clips; None: pictures alone
+    roots: tuple[Path, ...] = (),  # links may not lead out of these; none: they may lead anywhere
     index: Path | None = None,  # where to remember what was read, so that a restart need not read it again
     progress: Callable[[int, int], None] = lambda done, total: None,
     check_interrupted: Callable[[], None] = lambda: None,
@@ -66,22 +68,27 @@ def load_folder(
     stems: dict[Path, set[str]] = {}
     for path in candidates:
         stems.setdefault(path.parent, set()).add(path.stem)
-    tables = {parent: read_caption_table(parent) for parent in stems}
+    tables = {parent: _table(parent, roots) for parent in stems}
+    superseded: list[str] = []
     inspected = InspectedFiles(index) if index is not None else None
     for done, path in enumerate(candidates):
         check_interrupted()
         relative_path = path.relative_to(folder).as_posix()
         try:
+            _check_name_and_links(path, relative_path, stems[path.parent], roots)
             if clips is not None and is_video(path):
                 found, picture_notes = read_clips(path, relative_path, clips)
             else:
                 picture, picture_notes = _read(path, relative_path, inspected)
                 found = [picture]
         except PistachioError as error:
-            skipped.append(Skipped(relative_path=relative_path, reason=str(error)))
-            log.warning("Skipped %s: %s", relative_path, error)
+            skipped.append(Skipped(relative_path=_utf8(relative_path), reason=str(error)))
+            log.warning("Skipped %s: %s", _utf8(relative_path), error)
         else:
-            pictures.extend(_with_texts(picture, tables[path.parent], stems[path.parent]) for picture in found)
+            found = [_with_texts(picture, tables[path.parent], stems[path.parent]) for picture in found]
+            pictures.extend(found)
+            if found[0].caption not in (None, *tables[path.parent].get(path.name, (found[0].caption,))):
+                superseded.append(relative_path)
             notes.extend(picture_notes)
             caption_path = path.with_suffix(".txt")
             other = sidecars.setdefault(caption_path, relative_path)
@@ -101,6 +108,11 @@ def load_folder(
             notes.append(f"{plural(len(videos), 'video')} passed over: {names}. Use Load Video Folder to train on videos.")
     if skipped:
         notes.append(f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out: {name_list([s.relative_path for s in skipped])}.")
+    if superseded:
+        notes.append(
+            f"{plural(len(superseded), 'picture')} with another caption in {CAPTION_TABLE} than in the .txt file, which is the one that counts here: {name_list(superseded)}. "
+            f"diffusion-pipe reads {CAPTION_TABLE} alone: Caption Rules can write it anew."
+        )
     if excluded:
         notes.append(f"{plural(len(excluded), 'picture')} excluded in the review and left out: {name_list(excluded)}.")
     held_out = tuple(dict.fromkeys(p.relative_path for p in pictures if p.relative_path in marks.held_out))  # a video may have several clips
@@ -110,6 +122,38 @@ def load_folder(
         folder=folder, pictures=tuple(pictures), skipped=tuple(skipped), trigger_word=trigger_word.strip(), notes=tuple(notes),
         held_out_marks=held_out,
     )
+
+
+def _check_name_and_links(path: Path, relative_path: str, stems: set[str], roots: tuple[Path, ...]) -> None:
+    if _utf8(relative_path) != relative_path:  # it could be in no list, log or JSON
+        raise PistachioError(f"'{_utf8(path.name)}': the file's name is not UTF-8. Rename it.")
+    if roots:
+        caption = path.with_suffix(".txt")
+        mask = find_mask(path)
+        for file in (path, caption, *more_caption_paths(caption, stems), *([mask] if mask else [])):
+            _check_link(file, roots)
+
+
+def _check_link(file: Path, roots: tuple[Path, ...]) -> None:
+    if not file.is_symlink():
+        return
+    try:
+        target = file.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise PistachioError(f"'{file.name}' is a link that can't be followed ({error}). Remove it.") from error
+    if not any(target.is_relative_to(root) for root in roots):
+        raise PistachioError(f"'{file.name}' is a link that leads out of the folders that Pistachio may read. Copy the file there instead.")
+
+
+def _table(folder: Path, roots: tuple[Path, ...]) -> dict[str, tuple[str, ...]]:
+    if roots:
+        _check_link(folder / CAPTION_TABLE, roots)
+    return read_caption_table(folder)
+
+
+def _utf8(name: str) -> str:
+    """A name whose bytes are not UTF-8, with those bytes spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def list_pictures(folder: Path, *, recursive: bool, videos: bool = False) -> list[Path]:
@@ -168,7 +212,7 @@ def folder_fingerprint(folder: Path, *, recursive: bool = True, videos: bool = F
         for file in files:
             if file.exists():
                 status = file.stat()
-                digest.update(f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+                digest.update(f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -180,8 +224,13 @@ def natural_key(text: str) -> tuple:
 
 def name_list(names: list[str]) -> str:
     """'a.png, b.png and 7 more'."""
-    shown = ", ".join(names[:SHOWN_NAMES])
+    shown = ", ".join(map(shown_name, names[:SHOWN_NAMES]))
     return shown if len(names) <= SHOWN_NAMES else f"{shown} and {len(names) - SHOWN_NAMES} more"
+
+
+def shown_name(name: str) -> str:
+    """A file's name on one line: a line break in it is spelled out."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in name)
 
 
 def plural(count: int, noun: str) -> str:

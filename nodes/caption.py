@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bridge import captioning, folders
+from ..dataset.folder import shown_name
 from ..dataset.joycaption.model import PRECISIONS
 from ..dataset.joycaption.prompts import CAPTION_TYPES, CHARACTER_OPTIONS, EXTRA_OPTIONS, KINDS, LENGTHS, NAME_OPTION, CaptionRequest
 from .schema import ADVANCED, Captioner, CaptionOptions, Dataset, default, problem, schema
@@ -141,6 +142,6 @@ class CaptionDataset(io.ComfyNode):
             dataset, captioner, request, prefix=prefix, suffix=suffix, batch_size=batch_size, overwrite=overwrite,
             overwrite_edited=overwrite_edited, free_after=free_after, trigger_word=trigger_word, node_id=cls.hidden.unique_id,
         )
-        captions = "\n".join(f"{picture.relative_path}: {picture.caption or ''}" for picture in result.pictures)
+        captions = "\n".join(f"{shown_name(picture.relative_path)}: {picture.caption or ''}" for picture in result.pictures)
         # What the folder said is on Load Image Folder already.
         return io.NodeOutput(result, captions, ui=shown(sentences=(*result.notes[len(dataset.notes):], captions)))

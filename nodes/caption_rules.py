@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bridge.progress import NodeProgress, check_interrupted
 from ..dataset.caption_history import CaptionHistory, history_words
+from ..dataset.caption_lock import writing_captions
 from ..dataset.caption_rewrite import counts_json, preview_words, reread_captions, rewrite_captions, table_words
 from ..dataset.caption_rules import TRIGGER_PLACES, CaptionRules, read_replacements
 from ..dataset.folder import name_list, plural
@@ -106,7 +107,8 @@ class CaptionHistoryNode(io.ComfyNode):
         history = CaptionHistory(dataset.folder)
         notes = []
         if restore_before:
-            written = history.restore_before(restore_before, overwrite_edited=overwrite_edited)
+            with writing_captions(dataset.folder, by="Caption History"):
+                written = history.restore_before(restore_before, overwrite_edited=overwrite_edited)
             notes.append(f"{plural(len(written.changed), 'file')} put back as before change {restore_before}." if written.changed else f"The captions are as they were before change {restore_before}.")
             if written.edited:
                 notes.append(f"{plural(len(written.edited), 'file')} edited by hand since and kept: {name_list(list(written.edited))}. Switch 'overwrite_edited' on to put them back too.")

@@ -46,7 +46,7 @@ class LoadImageFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder, recursive=True) -> io.NodeOutput:
         dataset = load_folder(
-            folders.picture_folder(folder), recursive=recursive, index=folders.pictures_index(),
+            folders.picture_folder(folder), recursive=recursive, roots=folders.allowed_roots(), index=folders.pictures_index(),
             progress=NodeProgress(cls.hidden.unique_id, unit="pictures"), check_interrupted=check_interrupted,
         )
         captioned = sum(1 for picture in dataset.pictures if picture.caption)
@@ -103,7 +103,7 @@ class LoadVideoFolder(io.ComfyNode):
             frame_buckets=_frame_buckets(frame_buckets), fps=fps, choice=clip_choice, clips_per_video=clips_per_video, seed=seed
         )
         dataset = load_folder(
-            folders.picture_folder(folder), recursive=recursive, clips=settings, index=folders.pictures_index(),
+            folders.picture_folder(folder), recursive=recursive, clips=settings, roots=folders.allowed_roots(), index=folders.pictures_index(),
             progress=NodeProgress(cls.hidden.unique_id, unit="files"), check_interrupted=check_interrupted,
         )
         clips = [picture for picture in dataset.pictures if picture.clip is not None]

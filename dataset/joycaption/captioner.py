@@ -19,6 +19,7 @@ from PIL import Image
 
 from ...training.errors import PistachioError
 from ..caption_history import CaptionHistory
+from ..caption_lock import writing_captions
 from ..captions import read_caption, with_trigger
 from ..files import atomic_write_text
 from ..folder import name_list, plural
@@ -103,12 +104,13 @@ def caption_dataset(
             for folder in sorted({path.parent for path in waiting}):
                 _check_writable(folder)
             check_interrupted()
-            notes.extend(prompt_notes(request, captioner.kind))
-            job = _Job(
-                dataset=dataset, history=history, captioner=captioner, request=request, trigger=trigger, finish=finish, captions=captions,
-                outcome=outcome, notes=notes, progress=progress, check_interrupted=check_interrupted,
-            )
-            job.run(list(waiting.values()), batch_size)
+            with writing_captions(dataset.folder, by=WRITTEN_BY):
+                notes.extend(prompt_notes(request, captioner.kind))
+                job = _Job(
+                    dataset=dataset, history=history, captioner=captioner, request=request, trigger=trigger, finish=finish, captions=captions,
+                    outcome=outcome, notes=notes, progress=progress, check_interrupted=check_interrupted,
+                )
+                job.run(list(waiting.values()), batch_size)
     finally:
         if free_after:
             captioner.free()
@@ -241,6 +243,7 @@ class _Job:
     def _save(self, batch: list[Picture], results: dict[str, tuple[str, Glitch | None] | str]) -> None:
         changes: dict[str, ReviewEntry | None] = {}
         texts: dict[Path, str] = {}
+        seen: dict[Path, str | None] = {}
         for picture in batch:
             name, path, result = picture.relative_path, picture.caption_path, results[picture.relative_path]
             if isinstance(result, str):
@@ -248,11 +251,19 @@ class _Job:
                 changes[name] = ReviewEntry(reason=result, caption=self.captions[path] or None)
                 continue
             text, glitch = result
-            there = read_caption(path)
+            if not picture.path.exists():  # no caption without its picture
+                self.outcome.failures[name] = "the picture was removed meanwhile"
+                continue
+            try:
+                there = read_caption(path)
+            except PistachioError as error:  # what someone else put there is not replaced
+                self.outcome.failures[name] = str(error).rstrip(".")
+                continue
             if there and there != self.captions[path]:  # a person, or another captioner, was faster
                 self.captions[path] = there
                 self.outcome.kept_meanwhile.append(name)
                 continue
+            seen[path] = there
             self.captions[path] = texts[path] = caption = with_trigger(self.finish(text), self.trigger)
             changes[name] = ReviewEntry(reason=glitch.reason, caption=caption) if glitch else None
             if glitch:
@@ -260,7 +271,14 @@ class _Job:
             elif not asks_for_no_meta(self.request) and meta_phrase(text):
                 self.outcome.num_meta += 1
         # who may be overwritten was decided above; an emptied file is one that a person "edited"
-        self.history.write(texts, by=WRITTEN_BY, overwrite_edited=True)
+        written = self.history.write(texts, by=WRITTEN_BY, seen=seen, overwrite_edited=True)
+        for picture in batch:
+            path, name = picture.caption_path, picture.relative_path
+            if path in texts and path.relative_to(self.dataset.folder).as_posix() in written.differing:  # changed since it was looked at above
+                self.captions[path] = read_caption(path)
+                self.outcome.kept_meanwhile.append(name)
+                changes.pop(name, None)
+                self.outcome.marks.pop(name, None)
         update_needs_review(self.dataset.folder, changes)
 
 
