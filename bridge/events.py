@@ -20,6 +20,7 @@ EVENTS = {
     "train": "pistachio.step",
     "eval": "pistachio.evaluation",
     "probe": "pistachio.probe",
+    "phase": "pistachio.phase",
     "note": "pistachio.note",
     "sample": "pistachio.sample",
     "finished": "pistachio.finished",
@@ -57,7 +58,7 @@ class RunEvents:
             self.last_sent = now
             payload["seconds_left"] = seconds_left
         elif kind == "finished":
-            payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "eval_delta_pct") if key in row.get("report", {})}
+            payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "eval_delta_pct", "tied_range") if key in row.get("report", {})}
         if kind == "sample":
             payload["pictures"] = [picture | {"thumbnail": thumbnail_file(self.folder, picture["file"])} for picture in row["pictures"]]
         self.send(EVENTS[kind], finite({**payload, "run": self.folder.name, "node_id": self.node_id, "num_steps": self.num_steps}))

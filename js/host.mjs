@@ -13,7 +13,8 @@ import { api } from "../../scripts/api.js";
  * What the pack uses of a node on the canvas.
  * @typedef {object} CanvasNode
  * @property {number | string} id
- * @property {{name: string, value: unknown, callback?: (value: unknown, ...rest: unknown[]) => unknown}[]} [widgets]
+ * @property {[number, number]} pos
+ * @property {{name: string, value: unknown, options?: {values?: unknown}, callback?: (value: unknown, ...rest: unknown[]) => unknown}[]} [widgets]
  * @property {{name: string, link: number | null}[]} [inputs]
  * @property {(slot: number) => CanvasNode | null} getInputNode
  * @property {string} type
@@ -123,6 +124,11 @@ export function addNode(type, position) {
   node.pos = position;
   app.graph.add(node);
   return node;
+}
+
+/** The graph as it stands, as the queue button does it. */
+export async function queue() {
+  await app.queuePrompt(0, 1);
 }
 
 /** @param {CanvasNode} source @param {CanvasNode} target @param {string} input */

@@ -4,7 +4,8 @@
  * Messages are not repeated to a page that was reloaded or lost its connection; the history is asked for then.
  */
 
-import { getJson, inputNode, onMessage, onNode } from "./host.mjs";
+import { continueByHalf } from "./continue.mjs";
+import { getJson, inputNode, onMessage, onNode, postJson, toast } from "./host.mjs";
 import { addRow, emptyHistory, fromServer } from "./history.mjs";
 import { MIN_HEIGHT_PX, Panel } from "./panel.mjs";
 import "./runs.mjs";
@@ -15,6 +16,8 @@ const REVIEWED = ["PistachioReviewDataset"]; // nodes that carry the review of t
 const MESSAGES = {
   "pistachio.step": "train",
   "pistachio.evaluation": "eval",
+  "pistachio.probe": "probe",
+  "pistachio.phase": "phase",
   "pistachio.note": "note",
   "pistachio.sample": "sample",
   "pistachio.finished": "finished",
@@ -26,7 +29,7 @@ class TrainView {
   /** @param {CanvasNode} node */
   constructor(node) {
     this.node = node;
-    this.panel = new Panel();
+    this.panel = new Panel((action) => this.act(action));
     /** @type {import("./history.mjs").History | null} */
     this.history = null;
     this.asked = 0;
@@ -45,6 +48,20 @@ class TrainView {
     const widget = inputNode(this.node, "continue_run")?.widgets?.find(({ name }) => name === "run")
       ?? this.node.widgets?.find(({ name }) => name === "run_name");
     return inputNode(this.node, "run_name") || typeof widget?.value !== "string" ? null : widget.value.trim();
+  }
+
+  /** @param {import("./panel.mjs").Action} action */
+  async act(action) {
+    const run = this.history?.run;
+    if (!run) return;
+    try {
+      if (action === "continue") await continueByHalf(this.node, run, this.history?.numSteps ?? 0);
+      else await postJson(`/pistachio/runs/${encodeURIComponent(run)}/ask`, { wish: action }).then(({ status, body }) => {
+        if (status >= 400) throw new Error(body?.error ?? `HTTP ${status}`);
+      });
+    } catch (error) {
+      toast("error", run, String(error instanceof Error ? error.message : error));
+    }
   }
 
   /** @param {string} nodeId of a message; in a subgraph it is a path that ends in the node's own */

@@ -3,8 +3,9 @@
  * One run's page in the sidebar: its curve, its words, its checkpoints, and what may be done with it.
  */
 
+import { continueRun } from "./continue.mjs";
 import { element } from "./elements.mjs";
-import { addNode, asked, confirmed, connect, getJson, nodesOnCanvas, postJson, toast } from "./host.mjs";
+import { asked, confirmed, getJson, nodesOnCanvas, postJson, toast } from "./host.mjs";
 import { fromServer, signed } from "./history.mjs";
 import { Panel } from "./panel.mjs";
 import { facts, size } from "./runs_list.mjs";
@@ -12,7 +13,7 @@ import { facts, size } from "./runs_list.mjs";
 /** @typedef {import("./runs_list.mjs").RunSummary} RunSummary */
 /** @typedef {{back: () => void, changed: (name: string | null) => Promise<void>}} Places */
 
-const LOAD_RUN = "PistachioLoadRun", TRAIN = "PistachioTrainLora";
+const TRAIN = "PistachioTrainLora";
 
 /** @param {RunSummary} run @param {Places} places */
 export function detailsOf(run, places) {
@@ -33,7 +34,7 @@ export function detailsOf(run, places) {
     buttons.append(made);
   };
   if (run.trigger) button("Copy trigger", `Copies "${run.trigger}"`, () => navigator.clipboard.writeText(run.trigger));
-  button("Continue", "Puts this run at continue_run of Train LoRA on the canvas", () => continueRun(run));
+  button("Continue", "Puts this run at continue_run of Train LoRA on the canvas", () => continueOnCanvas(run));
   button("Rename", "Gives the run's folder another name; files in models/loras keep theirs", () => rename(run, places));
   button("Open folder", "Opens the run's folder on the machine that runs ComfyUI", () => act(run, "show_folder", {}));
   button("Delete", "Moves the run to the folder .trash beside the runs", () => trash(run, places));
@@ -105,17 +106,9 @@ async function trash(run, places) {
 }
 
 /** @param {RunSummary} run */
-function continueRun(run) {
+function continueOnCanvas(run) {
   const train = nodesOnCanvas().find((node) => node.type === TRAIN);
   if (!train) throw new Error("There is no Train LoRA on the canvas. Open the workflow that the run was trained with.");
-  const [x, y] = /** @type {any} */ (train).pos;
-  const loader = addNode(LOAD_RUN, [x - 320, y + 40]);
-  const widget = loader?.widgets?.find(({ name }) => name === "run");
-  if (!loader || !widget) throw new Error("This ComfyUI has no Load Run node. Restart it.");
-  const values = /** @type {any} */ (widget).options?.values;
-  if (Array.isArray(values) && !values.includes(run.name)) values.unshift(run.name); // trained since the page was loaded
-  widget.value = run.name;
-  widget.callback?.(run.name);
-  connect(loader, train, "continue_run");
+  continueRun(train, run.name);
   toast("success", `${run.name} will be continued`, "Queue the graph; set num_steps on Train LoRA for another total than half as much again.");
 }

@@ -1,6 +1,7 @@
 """The live panel on Train LoRA in a real browser, in both renderers: it grows while it trains and is there after a reload."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     canvas.page.evaluate(f"() => fetch('/pistachio/runs/{run_name}').then((answer) => answer.text())")
     canvas.page.wait_for_timeout(1500)
     seen = canvas.page.evaluate("() => window.panelSeen")
-    assert any(status.endswith(" left") for _, status, _ in seen)
+    assert any(" left" in status and ("steps/s" in status or "a step" in status) for _, status, _ in seen)
+    assert any(status.endswith("evaluating") for _, status, _ in seen)
     assert len({steps for steps, _, _ in seen}) > 3 and seen[-1][0] == f"Step {NUM_STEPS} of {NUM_STEPS}"
     counts = [count for _, _, count in seen]
     assert counts == sorted(counts) and len(set(counts)) > 2  # it grew before it was finished
@@ -111,6 +113,68 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     name_widget = "app.graph._nodes.find(node => node.type === 'PistachioTrainLora').widgets.find(widget => widget.name === 'run_name')"
     canvas.page.evaluate(f"() => {{ const widget = {name_widget}; widget.value = 'no_such_run'; widget.callback('no_such_run'); }}")
     wait_for(canvas, "!find('.hint').hidden && find('.hint').offsetHeight > 0")
+
+
+def test_stop_measures_and_keeps_what_there_is(canvas, server, request):
+    write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
+    run_name = f"stopped_{request.node.callspec.id.replace(' ', '_')}"
+    load(canvas, run_name)
+    canvas.queue()
+    stop = canvas.page.locator(f"{PANEL} button", has_text="Stop and keep")
+    stop.wait_for(timeout=TRAIN_TIMEOUT_MS)
+    assert not canvas.page.locator(f"{PANEL} button", has_text="Continue by half").is_visible()
+    wait_for(canvas, "/^Step [1-9]/.test(find('.steps')?.textContent)")
+    stop.click()
+    wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
+    details = server.get(f"/pistachio/runs/{run_name}")
+    assert 0 < details["last_step"] < NUM_STEPS and details["last_step"] in details["checkpoints"]
+    assert any("you stopped it" in note for note in details["report"]["notes"])
+    assert canvas.page.locator(f"{PANEL} button", has_text="Continue by half").is_visible()
+
+
+def finished(server, run_name: str) -> None:
+    """A run as training leaves it, with a tied range and the training pictures' own losses."""
+    folder = server.base / "output" / "pistachio" / run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"kind": "train", "step": step, "loss": 1.0 + 0.1 * math.sin(step), "loss_ema": 1.0, "seconds": 0.5} for step in range(1, 401)]
+    for step, held_out, trained in ((0, 0.0, 0.0), (100, -10.0, -12.0), (200, -14.0, -20.0), (300, -13.8, -28.0), (400, -9.0, -40.0)):
+        loss = 2.0 * (1 + held_out / 100)
+        rows.append({"kind": "eval", "step": step, "loss": loss, "loss_delta": loss - 2.0, "loss_delta_pct": held_out, "se": 0.02, "errors": {}, "t_values": {}})
+        rows.append({"kind": "probe", "step": step, "train_loss": 1.5 * (1 + trained / 100), "train_delta": 1.5 * trained / 100})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"num_steps": 400}
+    (folder / "config.json").write_text(json.dumps({"settings": settings}))
+    (folder / "report.json").write_text(json.dumps({
+        "finished": True, "settings": settings, "chosen_step": 200, "last_step": 400, "tied_range": [200, 300], "verdict": "Step 200 is best.", "eval_delta_pct": -14.0,
+    }))
+
+
+def test_the_chart_answers_the_pointer(canvas, server, request):
+    run_name = f"looked_at_{request.node.callspec.id.replace(' ', '_')}"
+    finished(server, run_name)
+    load(canvas, run_name)
+    wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
+    page = canvas.page
+    assert page.locator(f"{PANEL} rect.tied").count() == 1 and page.locator(f"{PANEL} path.trained").count() == 1
+    box = page.locator(f"{PANEL} circle.dot.chosen").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + 20
+    page.mouse.move(x, y)
+    page.wait_for_selector(f"{PANEL} .readout")
+    assert page.text_content(f"{PANEL} .readout") == "step 200 · held out −14 % ± 1.0 · training pictures −20 % · gap 6.0 points"
+
+    ticks = page.locator(f"{PANEL} text.tick").all_text_contents()
+    page.mouse.down()
+    page.mouse.move(x + box["width"] * 8, y, steps=3)
+    page.mouse.up()
+    page.wait_for_selector(f"{PANEL} button.whole:not([hidden])")
+    assert page.locator(f"{PANEL} text.tick").all_text_contents() != ticks and page.locator(f"{PANEL} circle.dot").count() < 5
+    page.locator(f"{PANEL} button.whole").click()
+    assert page.locator(f"{PANEL} circle.dot").count() == 5
+
+    line = page.get_attribute(f"{PANEL} path.held-out", "d")
+    page.locator(f"{PANEL} button.log").click()
+    assert page.get_attribute(f"{PANEL} path.held-out", "d") != line
+    assert canvas.our_errors() == []
 
 
 def test_the_panel_is_not_saved_and_not_sent(canvas):
