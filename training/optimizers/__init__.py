@@ -70,7 +70,8 @@ class RunOptimizer:
     @property
     def scale(self) -> Tensor | None:
         """What a learning-rate-free method multiplies the rate by, on the device."""
-        return self.inner.scale.to(self.network.parameters.device) if isinstance(self.inner, Prodigy) else None
+        scale = self.inner.scale if isinstance(self.inner, Prodigy) else None  # none before the first step
+        return None if scale is None else scale.to(self.network.parameters.device)
 
     @property
     def state_bytes(self) -> int:
