@@ -19,6 +19,8 @@ from .ring import Ring
 
 log = logging.getLogger("pistachio")
 
+WEIGHT_READERS = ("weight_for_backward", "packed_weight")  # of a model: (module, like) -> its weight
+
 
 @contextmanager
 def streamed(
@@ -44,7 +46,11 @@ def streamed(
         index_of = {module: index for index, block in enumerate(chosen) for module in block.modules()}
         for index, block in enumerate(chosen):
             stack.enter_context(replaced_forward(block, _arriving(block.forward, ring, index)))
-        stack.enter_context(replaced_attribute(model, "weight_for_backward", _fetching(model.weight_for_backward, ring, index_of)))
+        for name in WEIGHT_READERS:
+            if hasattr(model, name):
+                stack.enter_context(replaced_attribute(model, name, _fetching(getattr(model, name), ring, index_of)))
+        if hasattr(model, "packed_weight"):  # what products in 8 bits read instead
+            stack.enter_context(replaced_attribute(model, "packed_weight", _fetching(model.packed_weight, ring, index_of)))
         if hasattr(model, "generating"):
             stack.enter_context(replaced_attribute(model, "generating", _lending(model.generating, ring, rest)))
         log.info(
@@ -73,12 +79,12 @@ def _arriving(forward: Callable, ring: Ring, index: int) -> Callable:
     return run
 
 
-def _fetching(weight_for_backward: Callable, ring: Ring, index_of: dict[torch.nn.Module, int]) -> Callable:
+def _fetching(read: Callable, ring: Ring, index_of: dict[torch.nn.Module, int]) -> Callable:
     def fetch(module: torch.nn.Module, like: Tensor):
         index = index_of.get(module)
         if index is not None:
             ring.use(index)
-        return weight_for_backward(module, like)
+        return read(module, like)
 
     return fetch
 
