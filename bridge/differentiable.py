@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Callable, Iterator
 
 import comfy.ldm.common_dit
+import comfy.ops
 import comfy.quant_ops
 import torch
 
@@ -35,6 +36,23 @@ def differentiable(network: torch.nn.Module, blocks: list[tuple[str, torch.nn.Mo
             for _, block in blocks:
                 module = getattr(block, child)
                 stack.enter_context(replaced_forward(module, _on_a_copy(module.forward)))
+        yield
+
+
+@contextmanager
+def replaced_forwards_run() -> Iterator[None]:
+    """While the host generates with adapters on: its fused activation and int8 product would pass by a layer's replaced forward."""
+    fused = getattr(comfy.ops, "linear_input_act", None)
+    if fused is None:  # hosts before it was there
+        yield
+        return
+
+    def run(linear, x, input_act):
+        if "forward" in vars(linear):
+            return linear(comfy.ops.INPUT_ACT_EAGER[input_act](x))
+        return fused(linear, x, input_act)
+
+    with attribute(comfy.ops, "linear_input_act", run):
         yield
 
 

@@ -17,9 +17,10 @@ import comfy.quant_ops
 from torch import Tensor
 
 from ..training.errors import PistachioError
+from ..training.quantization.formats import PackedWeight
 from .attention import pytorch_attention
 from .conditions import HostCondition, JoinedConditions, concatenate
-from .differentiable import attribute, differentiable
+from .differentiable import attribute, differentiable, replaced_forwards_run
 from .families import blocks_of, note_of, why_refused
 from .noise import HostNoise
 from .streaming import EVERYTHING_BYTES, HostStreaming
@@ -90,6 +91,9 @@ class HostModel(HostStreaming, HostNoise):
     def is_conv(self, module: torch.nn.Module) -> bool:
         return isinstance(module, torch.nn.Conv2d)
 
+    def packed_weight(self, module: torch.nn.Module, like: Tensor) -> PackedWeight | None:
+        return module.multiplied(like) if isinstance(module, PackedLinear) else None
+
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         if isinstance(module, PackedLinear):
             return nullcontext(module.dense_weight(like))
@@ -144,7 +148,7 @@ class HostModel(HostStreaming, HostNoise):
 
         The network is as the host knows it, but for the adapters' forwards; afterwards it is on its device again.
         """
-        with self.host_at_work():
+        with self.host_at_work(), replaced_forwards_run():
             self.lend_weights()
             try:
                 yield

@@ -167,6 +167,27 @@ def test_it_generates_and_takes_a_lora_by_the_stock_loader(made, format):
             assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
+@pytest.mark.parametrize("format", ["int8-convrot", "nf4"])
+def test_an_adapter_on_any_layer_is_seen_in_samples_of_a_run(made, format):
+    """The host runs the second layer of Wan's MLP in int8 without calling it."""
+    from pistachio.bridge.model import HostModel
+    from pistachio.training.adapted import AdaptedNetwork
+    from pistachio.training.config import AdapterConfig
+
+    wan, quantised, _, _ = made(format)
+    with torch.inference_mode():
+        model = HostModel(quantised, precision="fp32")
+    with model.training():
+        with AdaptedNetwork(model, AdapterConfig(rank=2, alpha=2, include=r"ffn\.2$"), seed=0) as network:
+            with model.generating():
+                before = sampled(wan, model.patcher)
+            with torch.no_grad():
+                network.parameters.add_(0.1)
+            with model.generating():
+                after = sampled(wan, model.patcher)
+    assert (after - before).norm() / before.norm() > 1e-2
+
+
 @pytest.mark.parametrize("format", ["fp8-row"])
 def test_a_model_that_is_loaded_in_part_is_the_same(made, format):
     import comfy.sd
