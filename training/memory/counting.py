@@ -91,6 +91,8 @@ _LIMIT = 20_000  # of them: a run has some hundreds
 @cache
 def _makes_new_tensors(function: object) -> bool:
     schema = function._schema
+    if schema.name == "aten::_unsafe_view":  # the same memory, which its schema doesn't say
+        return False
     return not schema.is_mutable and all(returned.alias_info is None for returned in schema.returns) and len(schema.returns) > 0
 
 
