@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..training.errors import PistachioError
+from ..training.kernels.door import eight_bit_products
+from ..training.kernels.linear import product
 from ..training.quantization.formats import NF4_BLOCK, PackedWeight, dequantize
 
 _nf4_values: dict[torch.device, Tensor] = {}
@@ -56,6 +58,10 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             return self.weight_function
         return [self.beside, *self.weight_function]
 
+    def multiplied(self, like: Tensor) -> PackedWeight | None:
+        """The codes, where a product may be taken with them as they are: on `like`'s device, with nothing laid over them."""
+        return self.packed() if self.weight.device == like.device and not self._functions() else None
+
     def forward(self, x: Tensor) -> Tensor:
         comfy.ops.run_every_op()
         bias = self.bias
@@ -63,6 +69,10 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             bias = bias.to(x.device, x.dtype)
             for function in self.bias_function:
                 bias = function(bias)
+        if eight_bit_products(x.device, self.format):
+            packed = self.multiplied(x)
+            if packed is not None:
+                return product(x.reshape(-1, x.shape[-1]), packed, bias).view(*x.shape[:-1], self.out_features)
         return torch.nn.functional.linear(x, self.dense_weight(x), bias)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .kernels.door import eight_bit_products
 from .model import TrainableModel
 
 
@@ -24,6 +25,18 @@ _unsafe_view = torch.ops.aten._unsafe_view.default
 def _not_a_view(y: Tensor) -> Tensor:
     """The same memory under a tensor that autograd doesn't call a view: some networks (Flux) add in place to it."""
     return _unsafe_view(y, y.shape) if y._is_view() else y
+
+
+def eight_bit_gradient(dy: Tensor, module: torch.nn.Module, model: TrainableModel) -> Tensor | None:
+    """dy W [N, I] by a product in 8 bits, in a tensor of its own; None unless the run asks for those and W is stored so."""
+    if not eight_bit_products(dy.device):
+        return None
+    packed = model.packed_weight(module, dy)
+    if packed is None or not eight_bit_products(dy.device, packed.format):
+        return None
+    from .kernels.linear import product_backward  # which imports this module
+
+    return product_backward(dy.reshape(-1, dy.shape[-1]), packed)
 
 
 class FrozenLinear(Function):
@@ -36,6 +49,9 @@ class FrozenLinear(Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
+        dx_NI = eight_bit_gradient(dy, ctx.module, ctx.model)
+        if dx_NI is not None:
+            return dx_NI.view(*dy.shape[:-1], dx_NI.shape[-1]), None, None, None
         with ctx.model.weight_for_backward(ctx.module, dy) as weight_OI:
             return dy @ weight_OI, None, None, None
 
@@ -97,8 +113,10 @@ class LoraLinear(Function):
             site.db_RO.add_(h_NR.t().mm(dy_NO), alpha=scale)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        with site.model.weight_for_backward(site.module, dy) as weight_OI:
-            dx_NI = dy_NO.mm(weight_OI)
+        dx_NI = eight_bit_gradient(dy_NO, site.module, site.model)
+        if dx_NI is None:
+            with site.model.weight_for_backward(site.module, dy) as weight_OI:
+                dx_NI = dy_NO.mm(weight_OI)
         dx = dx_NI.addmm_(dh_NR, a, alpha=scale).view(ctx.x_shape)
         return dx if dtype is ctx.x_dtype else dx.to(ctx.x_dtype), None, None
 

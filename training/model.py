@@ -14,6 +14,8 @@ from typing import Any, Protocol, Sequence
 import torch
 from torch import Tensor
 
+from .quantization.formats import PackedWeight
+
 # What a text encoder gave for one caption, in the host's own form. The engine only carries it.
 Condition = Any
 
@@ -59,6 +61,9 @@ class TrainableModel(Protocol):
 
     def is_conv(self, module: torch.nn.Module) -> bool:
         """True for a 2-D convolution."""
+
+    def packed_weight(self, module: torch.nn.Module, like: Tensor) -> PackedWeight | None:
+        """The codes of a linear layer on `like`'s device, where products may be taken with them. Asked for where a run wants products in 8 bits."""
 
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         """The frozen weight in `like`'s dtype and device, valid inside the context only (it may be a staging buffer)."""

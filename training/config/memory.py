@@ -31,6 +31,7 @@ class MemoryConfig:
     attention: str = AUTO
     cuda_graph: str = AUTO
     compile: str = "off"
+    kernels: str = AUTO  # what runs a step's operations: "auto", "torch", "library", "cuda", or "operation=kind,..." (docs/kernels.md)
     batch: str = "as-set"  # effective: batch size and accumulation may change, their product not
 
     def __post_init__(self):

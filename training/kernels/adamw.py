@@ -12,11 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..optimizers.eight_bit import BLOCK, EightBit
 from .glue import WIDTH, Unfit, ceil_div, is_aligned, long
 from .programs import program
 
 THREADS = 256
+BLOCK = 256  # weights that share a scale, as in training/optimizers/eight_bit.py
 MASK = 0xFFFFFFFF
 
 
@@ -81,6 +81,8 @@ def chance(count: int, key: Tensor) -> Tensor:
 
 
 def step8_torch(p, g, m, m_scale, v, v_scale, compensation, m_grid, v_grid, knobs, clip, keys):
+    from ..optimizers.eight_bit import EightBit  # which stands above the layers that stand above this
+
     lr, beta1, beta2, eps, decay, correct1, correct2 = knobs.unbind()
     means, squares = EightBit(m_grid), EightBit(v_grid)
     count = p.numel()

@@ -25,6 +25,7 @@ KINDS = ("cuda", "library", "torch")
 # has no fast form in plain torch, so there it is the library's.
 AUTO = {operation: "library" if operation.startswith("product_") else "torch" for operation in OPERATIONS}
 DEFAULT = "auto"
+PRODUCTS = {"int8-convrot": "product_int8", "fp8-row": "product_fp8"}  # of training/quantization/formats.py
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,7 @@ def parse_setting(setting: str) -> dict[str, str]:
 class Door:
     def __init__(self, setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None):
         """`launcher`: what starts kernels, else the driver; `folder`: where compiled kernels are kept."""
-        self.setting, self.device = setting, device
+        self.setting, self.device = setting.strip() or DEFAULT, device
         self.notes: list[str] = []
         wanted = parse_setting(setting)
         self._why_no_cuda = "" if launcher else _why_no_cuda(device) if "cuda" in wanted.values() else "not asked for"
@@ -87,6 +88,11 @@ class Door:
 
     def implementation(self, name: str) -> str:
         return self.choices[name].implementation
+
+    def multiplies_in(self, format: str) -> bool:
+        """Are products with weights of this format to be taken in 8 bits? Only where that was asked for: it rounds inputs too."""
+        name = PRODUCTS.get(format)
+        return name is not None and (self.setting in KINDS or name in self.setting) and self.implementation(name) == "library"
 
     @property
     def line(self) -> str:
@@ -163,6 +169,12 @@ def door_of(device: torch.device) -> Door:
     if device not in _doors:
         _doors[device] = Door(DEFAULT, device)
     return _doors[device]
+
+
+def eight_bit_products(device: torch.device, format: str = "") -> bool:
+    """`Door.multiplies_in` of the process's door, of any format where none is named; False where no door was opened."""
+    opened = _doors.get(device)
+    return opened is not None and (opened.multiplies_in(format) if format else any(map(opened.multiplies_in, PRODUCTS)))
 
 
 def open_door(setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None) -> Door:

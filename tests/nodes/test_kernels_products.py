@@ -1,0 +1,63 @@
+"""A base in 8 bits multiplied in 8 bits both ways, through the host's own model; the exact int8 product is torch's for the CPU."""
+
+import dataclasses
+
+import pytest
+import torch
+from pistachio.training.kernels import door as door_module
+from pistachio.training.kernels import open_door, shut_doors
+from pistachio.training.kernels.table import OPERATIONS
+from support import tiny_objects
+from support.prepared import Prepared
+
+CPU = torch.device("cpu")
+FAMILY = "flux_schnell"
+
+
+@pytest.fixture(scope="module")
+def quantized(host):
+    from pistachio.bridge.quantize import quantize_base
+
+    tiny = tiny_objects.load(FAMILY)
+    with torch.inference_mode():
+        model, _ = quantize_base(tiny.model, "int8-convrot")
+    return Prepared(type(tiny)(**{name: getattr(tiny, name) for name in tiny.__slots__ if name != "model"}, model=model))
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Int8 products asked for, counted, and taken by torch's library on this CPU."""
+    counted = []
+
+    def product(a, b):
+        counted.append((tuple(b.shape), b.data_ptr()))
+        return OPERATIONS["product_int8"].torch(a, b)
+
+    monkeypatch.setattr(door_module, "_why_no_library", lambda device, least: "")
+    monkeypatch.setitem(OPERATIONS, "product_int8", dataclasses.replace(OPERATIONS["product_int8"], library=product))
+    yield counted
+    shut_doors()
+
+
+def gradient(prepared):
+    with prepared.model.training(), prepared.network() as network:
+        return prepared.gradient(network)
+
+
+def test_products_in_eight_bits_are_taken_only_where_asked_for(quantized, products):
+    exact = gradient(quantized)
+    open_door("auto", CPU)
+    assert torch.equal(gradient(quantized), exact) and products == []
+    open_door("product_int8=library", CPU)
+    found = gradient(quantized)
+    assert len(products) > 20  # forwards and backwards
+    assert torch.nn.functional.cosine_similarity(found, exact, dim=0) >= 0.99 and not torch.equal(found, exact)
+
+
+def test_the_backward_turns_the_codes_on_their_side(quantized, products):
+    stored = {module.weight.data_ptr(): tuple(module.weight.shape) for module in quantized.model.network.modules() if hasattr(module, "weight_scale")}
+    open_door("product_int8=library", CPU)
+    gradient(quantized)
+    forward = {shape for shape, address in products if address in stored}
+    turned = {shape[::-1] for shape, address in products if address not in stored}
+    assert turned and turned <= forward and any(rows != cols for rows, cols in turned)
