@@ -71,7 +71,7 @@ def _lengths(texts: dict[str, str]) -> Finding:
             advice="SD1.5 and SDXL read 75 tokens, about 55 words, at a time, and the trigger word counts for less in a long text. Choose a shorter caption length.",
         )
     if not counts:
-        return Finding(code="caption_lengths", topic=topic, severity=NOTE, words="There is no caption to measure.")
+        return Finding(code="caption_lengths", topic=topic, severity=NOTE, words="There is no caption to measure.", advice="Caption the pictures first.")
     outliers = short + long
     least, most = min(counts.values()), max(counts.values())
     words = f"{least} to {most} words, half of them up to {round(median(counts.values()))}." if most > least else f"{least} words each."
@@ -123,7 +123,7 @@ def _beside(texts: dict[str, str], trigger: str, class_noun: str) -> Finding:
             "Take it out with Caption Rules, or add pictures without what it names.",
         )
     if not trigger or len(texts) < FEW_FOR_WORDS:
-        return Finding(code="words_unknown", topic=topic, severity=NOTE, words="Not checked: this needs a trigger word and five captions.")
+        return Finding(code="words_unknown", topic=topic, severity=NOTE, words="Not checked: this needs a trigger word and five captions.", advice="Check again when there are.")
     return Finding(code="words", topic=topic, severity=GOOD, words="No word stands in nearly every caption beside it.")
 
 

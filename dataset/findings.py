@@ -18,8 +18,11 @@ class Finding:
     topic: str  # for people: "Sharpness"
     severity: str  # one of SEVERITIES
     words: str  # what is the case
-    advice: str = ""  # what to do about it; empty: nothing
+    advice: str = ""  # what to do about it; only what is good needs none
     pictures: tuple[str, ...] = ()  # relative paths of those concerned
+
+    def __post_init__(self):
+        assert self.severity == GOOD or self.advice, self.code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

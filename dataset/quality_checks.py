@@ -67,8 +67,8 @@ def check_dataset(
     captions: Captions = {picture.relative_path: picture.caption for picture in dataset.pictures}
     framings = {p.relative_path: kind for p in dataset.pictures if (kind := framing_of(p.boxes, p.width, p.height))}
     findings = (
-        _enough(len(distinct), held_out), _readable(skipped), _sizes(dataset.pictures, resolution), _sharpness(qualities), _compression(qualities),
-        _duplicates(dataset), _shapes(dataset.pictures), *caption_findings(captions, trigger, class_noun=class_noun, framings=framings), _steps(train, num_steps),
+        _enough(len(distinct), held_out), _readable(skipped), _sizes({p.relative_path: p.width * p.height for p in dataset.pictures}, resolution), _sharpness(qualities), _compression(qualities),
+        _duplicates(_named_groups(dataset), len(dataset.pictures)), _shapes(dataset.pictures), *caption_findings(captions, trigger, class_noun=class_noun, framings=framings), _steps(train, num_steps),
         _disk(len(distinct), resolution, machine), *_memory(machine),
     )
     return Report(findings=findings, facts=_facts(dataset, framings, qualities, train, held_out, num_steps, resolution, trigger))
@@ -106,9 +106,13 @@ def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0, batch: int = 1
                 qualities[item.relative_path] = measure_file(path, round(math.sqrt(item.width * item.height)))
             except (PistachioError, OSError):
                 continue  # the cache has its pixels: the file may be gone
+    groups: dict[str, list[str]] = {}
+    for item in encoded.items:
+        groups.setdefault(item.near_duplicate_of or item.content_hash, []).append(item.relative_path)
+    pixels = {item.relative_path: item.width * item.height for item in encoded.items}
     findings = (
-        _enough(len(encoded.items), len(encoded.held_out)), _sharpness(qualities), _compression(qualities),
-        *caption_findings(captions, encoded.trigger_word), _steps(len(encoded.train), num_steps, batch),
+        _enough(len(encoded.items), len(encoded.held_out)), _sizes(pixels, round(math.sqrt(max(pixels.values(), default=0)))), _sharpness(qualities),
+        _compression(qualities), _duplicates(list(groups.values()), len(encoded.items)), *caption_findings(captions, encoded.trigger_word), _steps(len(encoded.train), num_steps, batch),
     )
     return tuple(f"{f.topic}: {f.words} {f.advice}".strip() for f in Report(findings=findings).of(WARNING, STOP))
 
@@ -134,13 +138,14 @@ def _readable(skipped: dict[str, str]) -> Finding:
     reasons = " ".join(list(skipped.values())[:3])
     return Finding(
         code="unreadable", topic="Readable", severity=WARNING, pictures=tuple(skipped), words=f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out. {reasons}",
+        advice="Save them anew as PNG or JPEG from the originals, or remove them.",
     )
 
 
-def _sizes(pictures: tuple[Picture, ...], resolution: int) -> Finding:
+def _sizes(pixels: dict[str, int], resolution: int) -> Finding:
     topic, area = "Size", resolution * resolution
-    tiny = tuple(p.relative_path for p in pictures if p.width * p.height < TINY_SHARE * area)
-    small = tuple(p.relative_path for p in pictures if TINY_SHARE * area <= p.width * p.height < SMALL_SHARE * area)
+    tiny = tuple(name for name, count in pixels.items() if count < TINY_SHARE * area)
+    small = tuple(name for name, count in pixels.items() if TINY_SHARE * area <= count < SMALL_SHARE * area)
     if tiny:
         return Finding(
             code="tiny", topic=topic, severity=WARNING, pictures=tiny,
@@ -179,18 +184,22 @@ def _compression(qualities: dict[str, Quality]) -> Finding:
     return Finding(code="compression", topic="Compression", severity=GOOD, words="No picture shows JPEG blocks.")
 
 
-def _duplicates(dataset: Dataset) -> Finding:
-    topic = "Duplicates"
+def _named_groups(dataset: Dataset) -> list[list[str]]:
     stills = [picture for picture in dataset.pictures if picture.clip is None]
-    groups = [group for group in near_duplicate_groups(stills) if len(group) > 1]
+    return [[picture.relative_path for picture in group] for group in near_duplicate_groups(stills)]
+
+
+def _duplicates(all_groups: list[list[str]], count: int) -> Finding:
+    """`all_groups`: names of pictures that look the same; one that has no double is a group too."""
+    topic, groups = "Duplicates", [group for group in all_groups if len(group) > 1]
     if not groups:
         return Finding(code="no_duplicates", topic=topic, severity=GOOD, words="No two pictures look the same.")
-    names = tuple(picture.relative_path for group in groups for picture in group)
+    names = tuple(name for group in groups for name in group)
     spare = len(names) - len(groups)
-    told = "; ".join(" = ".join(p.relative_path for p in group[:4]) + (" ..." if len(group) > 4 else "") for group in groups[:3])
+    told = "; ".join(" = ".join(group[:4]) + (" ..." if len(group) > 4 else "") for group in groups[:3])
     more = f" and {plural(len(groups) - 3, 'more group')}" if len(groups) > 3 else ""
     return Finding(
-        code="near_duplicates", topic=topic, severity=WARNING if spare * 5 >= len(stills) else NOTE, pictures=names,
+        code="near_duplicates", topic=topic, severity=WARNING if spare * 5 >= count else NOTE, pictures=names,
         words=f"{len(names)} pictures look like another one, in {plural(len(groups), 'group')}: {told}{more}.",
         advice="Each counts as often as it is there. Keep the best of each group. Split Dataset keeps a group on one side, so nothing is measured on a copy.",
     )
@@ -249,7 +258,7 @@ def _disk(count: int, resolution: int, machine: Machine) -> Finding:
     latent_bytes = 16 * (resolution // 8) ** 2 * 2
     needed = count * (latent_bytes + CONDITION_BYTES) + (CHECKPOINTS + 3) * (machine.lora_bytes or UNKNOWN_LORA_BYTES)
     if machine.free_disk_bytes is None:
-        return Finding(code="disk_unknown", topic="Disk", severity=NOTE, words=f"Cache and checkpoints need up to about {needed / 1e9:.1f} GB; how much is free is not known.")
+        return Finding(code="disk_unknown", topic="Disk", severity=NOTE, words=f"Cache and checkpoints need up to about {needed / 1e9:.1f} GB; how much is free is not known.", advice="Look at the disk of ComfyUI's output folder before a long run.")
     words = f"Up to about {needed / 1e9:.1f} GB of cache and checkpoints; {machine.free_disk_bytes / 1e9:.1f} GB free."
     if needed > machine.free_disk_bytes:
         return Finding(code="disk_full", topic="Disk", severity=WARNING, words=words, advice="Free some space on the disk of ComfyUI's output folder, or the run stops when it is full.")

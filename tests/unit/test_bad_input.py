@@ -334,3 +334,28 @@ def test_the_lock_of_a_process_that_died_is_taken_over(folder, caplog):
     assert (folder / ".pistachio" / OWNER_FILE).exists(), "it had no time to tidy up"
     result = caption_dataset(load_folder(folder), Says(), REQUEST)
     assert "8 pictures captioned." in result.notes and f"process {child}" in caplog.text and "taken over" in caplog.text
+
+
+# ---- many pictures ------------------------------------------------------------------------------
+
+
+def test_hundreds_of_pictures_go_all_the_way_in_flat_memory(tmp_path):
+    """The sets that people have are larger by a factor of ten; each step takes the same time for each picture."""
+    resource = pytest.importorskip("resource")
+    for number in range(300):
+        Image.new("RGB", (64, 64), (number % 256, number // 256, number * 7 % 256)).save(tmp_path / f"p{number}.bmp")
+    index = tmp_path / ".index.jsonl"
+    loaded = load_folder(tmp_path, index=index)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    captioned = caption_dataset(loaded, Says(), REQUEST, batch_size=16, trigger_word="ohwx")
+    again = caption_dataset(load_folder(tmp_path, index=index), Says(), REQUEST, trigger_word="ohwx")
+    assert again.notes[-1].startswith("300 pictures already have captions: kept; the captioner was not loaded")
+    assert [p.caption for p in again.pictures] == [p.caption for p in captioned.pictures]
+    ruled = rewrite_captions(again, CaptionRules(trigger_word="ohwx", class_noun="woman"), write=True, captions_json=True)
+    assert len(ruled.written.changed) == 301 and len(preview_words(ruled)) < 10_000
+    report = check_dataset(ruled.dataset, trigger_word="ohwx", resolution=64)
+    draw_score_card(report, ruled.dataset)
+    split = split_dataset(ruled.dataset).split
+    assert len(split.train) + len(split.held_out) == 300
+    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kb < 100_000, f"{grown_kb} kB more for 300 pictures"

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +268,9 @@ def test_the_short_form_for_training(folder):
     assert "Steps" not in "".join(check_encoded(encoded(dataset.pictures[:9]), num_steps=60, batch=16)), "16 pictures a step are many looks"
     (folder / "00.png").unlink()
     assert check_encoded(encoded(dataset.pictures)) == ()
+    items = list(encoded(dataset.pictures).items)
+    for i in range(1, 5):
+        items[i] = replace(items[i], near_duplicate_of=items[0].content_hash)
+    items[5] = replace(items[5], width=SIZE // 4, height=SIZE // 4)
+    told = check_encoded(replace(encoded(dataset.pictures), items=tuple(items)))
+    assert [sentence.split(":")[0] for sentence in told] == ["Size", "Duplicates"] and "5 pictures look like another one, in 1 group" in told[1]
