@@ -21,6 +21,7 @@ from ..training.config import LoggingConfig, TrainConfig, to_dict
 from ..training.config.memory import MemoryConfig
 from ..training.errors import DeviceMemoryError, PistachioError, RunConflictError
 from ..training.folds import FOLDS_FOLDER, Refit, needs_folds, refit_of
+from ..training.kernels import open_door
 from ..training.logging_tensorboard import TensorBoardLogger
 from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
@@ -133,12 +134,14 @@ def train_lora(
             is_whole = part is folder  # and not one fold of it
             # A part whose last step other runs have chosen, or whose measurements choose one, is left to itself.
             takes_wishes = is_whole and refit is None
-            with model.training(), plans.streaming(model), listening(name, makes_samples=sampler is not None) if takes_wishes else nullcontext() as wishes:
+            with model.training(), plans.streaming(model) as ring, listening(name, makes_samples=sampler is not None) if takes_wishes else nullcontext() as wishes:
                 with observed(model) as shapes:
                     _try_forward(model, train_set[0])
                 attention_note = settle_attention(model, shapes, folder, batch_size=plans.batch_size or settings.batch_size)
                 if attention_note:
                     log_row({"kind": "note", "step": 0, "text": attention_note})
+                kernels = open_door((memory or MemoryConfig()).kernels, model.device, said=lambda text: log_row({"kind": "note", "text": text}))
+                kernel_note = kernels.line if kernels.setting != "auto" else None
                 for text in check_encoded(pictures, num_steps=settings.num_steps, batch=settings.effective_batch) if is_whole else ():
                     log.info("%s", text)
                     log_row({"kind": "note", "step": 0, "text": text})
@@ -149,10 +152,10 @@ def train_lora(
                     RunInfo(
                         name=name if is_whole else f"{name}-{part.name}", trigger=pictures.trigger_word, split_id=pictures.split_id, base_model_hash=model_hash,
                         resolution=(pictures.items[0].width, pictures.items[0].height),
-                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *plans.notes, *filter(None, [attention_note]), *vae_notes(train_set)),
+                        versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *plans.notes, *filter(None, [attention_note, kernel_note]), *vae_notes(train_set)),
                         start=start,
                     ),
-                    continued_from=part.config()["continued_from"], keep=keep, keep_in_ram=plans.keep_in_ram, memory=plans.record, refit=refit, wishes=wishes,
+                    continued_from=part.config()["continued_from"], keep=keep, keep_in_ram=plans.keep_in_ram, memory=plans.record, ring=ring, refit=refit, wishes=wishes,
                     sampler=sampler.attach(model) if sampler and is_whole else None, save_interval_seconds=60 * logging_config.save_state_minutes,
                     # Steps begin again with each fold, so only the canvas sees them.
                     log_row=log_everywhere if is_whole else without_end(log_row), check_interrupted=check_interrupted,

@@ -28,8 +28,10 @@ from .metadata import lora_metadata
 from .model import TrainableModel
 from .report import build_report, eval_row, gap_rows, records_from_rows, seconds_spent, write_report
 from .run import RunFolder
+from .runtime import choose_runtime
 from .samples import SAMPLING_ERRORS, Sampler, sample_row, sample_steps
 from .selection import EvaluationRecord, Selection, not_measured, select, should_stop
+from .streaming.ring import Ring
 from .trainer import Trainer
 from .wishes import Wishes
 
@@ -68,6 +70,7 @@ def train(
     keep: str = "everything",
     keep_in_ram: bool = False,
     memory: MemoryRecord | None = None,
+    ring: Ring | None = None,
     sampler: Sampler | None = None,
     save_interval_seconds: float = 0.0,
     refit: Refit | None = None,
@@ -81,17 +84,23 @@ def train(
     `refit`: other runs have chosen the last step; nothing is measured here, and the report says what they found.
     `keep`, `keep_in_ram`: what each block keeps for its backward, and where, see `saving`.
     `memory`: the plan that says so, with its batch; the real peak is measured beside it.
+    `ring`: through which blocks are streamed, where they are.
     `wishes`: what a person asks meanwhile; measuring, sampling or stopping at a step changes no step before it.
     `save_interval_seconds`: the state is also saved when so much time has passed since; 0: at evaluations only.
 
     Whatever stops it (cancel, out of memory, an error) leaves a run that goes on from its last step; a kill,
     one that goes on from its last save. The numbers are the same as without the stop.
     """
-    trainer = Trainer(model, train_items, config, keep=keep, keep_in_ram=keep_in_ram, start=info.start, micro_batch=memory.plan.batch_size if memory else 0)
+    trainer = Trainer(model, train_items, config, keep=keep, keep_in_ram=keep_in_ram, start=info.start, **(memory.trainer_settings if memory else {}))
+    if memory:
+        plan = memory.plan
+        choose_runtime(
+            trainer, cuda_graph=plan.cuda_graph, compile=plan.compile, is_streaming=ring is not None, tell=lambda text: trainer.tell(text)
+        )
     with trainer.network:
         session = _Session(trainer, train_items, eval_items, run, info, continued_from, log_row, check_interrupted)
         session.sampler, session.save_interval_seconds, session.memory = sampler, save_interval_seconds, memory
-        session.wishes = wishes or Wishes()
+        session.wishes, session.ring = wishes or Wishes(), ring
         if refit is not None:
             session.refit_by(refit)
         return session.run()
@@ -117,6 +126,7 @@ class _Session:
         self.memory: MemoryRecord | None = None
         self.save_interval_seconds = 0.0
         self.wishes = Wishes()
+        self.ring: Ring | None = None
         self.saved_at = time.monotonic()
         self.evaluated_step: int | None = None  # the last whose evaluation is complete, its checkpoint included
         self.refit: Refit | None = None
@@ -157,6 +167,9 @@ class _Session:
 
     def run(self) -> Selection:
         self._begin()
+        self.trainer.tell = self._note_once
+        for note in self.ring.device.notes if self.ring else ():
+            self._note_once(note)
         begun_at = self.trainer.step
         try:
             if self._evaluation_was_cut_short():
@@ -390,6 +403,8 @@ class _Session:
     def _finish(self) -> Selection:
         if self.stop_reason:
             self._note_once(f"Stopped early: {self.stop_reason}")
+        if self.ring:
+            self._note(self.ring.words)
         selection = self.refit.selection if self.refit else select(self.records) if self.eval_items else not_measured(self.trainer.step)
         report = self._write_report(selection, finished=True)
         self.log_row({"kind": "finished", "step": self.trainer.step, "report": report})

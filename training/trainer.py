@@ -7,6 +7,7 @@ drawn, `adapted` holds the weights. Nothing here evaluates, writes or knows a ru
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -57,6 +58,7 @@ class Trainer:
         )
         self.objective = Objective(config.objective, model)
         self.notes = self.objective.notes(config.effective_batch)
+        self.tell: Callable[[str], object] = self.notes.append  # for what becomes of the runtime; the run's own notes once it has begun
         self.network = AdaptedNetwork(model, config.adapter, seed=config.seed, keep=keep, keep_in_ram=keep_in_ram, start=start)
         self.optimizer = RunOptimizer(self.network, config.optimizer, place=optimizer_place)
         self._average_on_cpu = average_place == "cpu"

@@ -355,3 +355,28 @@ def test_memory_that_cannot_be_pinned_is_told(monkeypatch):
     device = CudaDevice(torch.device("cpu"))
     device.pin(4), device.pin(4)
     assert len(device.notes) == 1 and "could not be pinned (CUDA error 2)" in device.notes[0]
+
+
+def test_a_whole_run_is_the_resident_one_and_its_report_says_what_was_copied(tmp_path):
+    from pistachio.training.config import EvaluationConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+    from pistachio.training.loop import RunInfo, train
+    from pistachio.training.run import RunFolder
+    from support.flow import eval_items, train_items
+
+    config = TrainConfig(
+        num_steps=6, batch_size=2, seed=1, adapter=AdapterConfig(rank=2, alpha=2, targets="all-linear"), optimizer=OptimizerConfig(learning_rate=1e-2),
+        objective=ObjectiveConfig(timestep_distribution="uniform", prior_fraction=0.5), evaluation=EvaluationConfig(num_evaluations=2, timesteps_per_image=2),
+    )
+
+    def run(name, model, ring=None):
+        train(model, train_items(), eval_items(), config, RunFolder(tmp_path / name), RunInfo(name=name), ring=ring)
+        return RunFolder(tmp_path / name)
+
+    resident, model = run("resident", Deep(4)), Deep(4)
+    with streamed(model, 3, slots=2, device=SimulatedDevice()) as ring:
+        ring.device.notes.append("Something of the device.")
+        found = run("streamed", model, ring)
+    assert torch.equal(found.load_state()["average"], resident.load_state()["average"])
+    notes = found.report()["notes"]
+    assert "Something of the device." in notes
+    assert any("3 blocks were streamed through 2 slots on a simulated device" in note and "Computing waited" in note for note in notes)

@@ -53,6 +53,12 @@ class MemoryRecord:
         return self.choice.plan
 
     @property
+    def trainer_settings(self) -> dict:
+        """Of the `Trainer`, beside what blocks keep."""
+        plan = self.plan
+        return {"micro_batch": plan.batch_size, "optimizer_place": plan.optimizer_state, "average_place": plan.weight_average}
+
+    @property
     def words(self) -> list[str]:
         """Sentences for the run's notes."""
         return [*self.notes, sentence(self.choice), *filter(None, [alternatives_sentence(self.choice)])]

@@ -156,6 +156,15 @@ class Ring:
                 image.detach()
 
     @property
+    def words(self) -> str:
+        """For the report."""
+        counts, simulated = self.counts, " on a simulated device" if self.device.is_simulated else ""
+        return (
+            f"{len(self.blocks)} blocks were streamed through {len(self.slots)} slots{simulated}: {counts.copies} copies, {counts.copied_bytes / 1e9:.3g} GB, "
+            f"{counts.late} of them asked for only when needed. Computing waited {self.stall_seconds:.2f} s for them in all."
+        )
+
+    @property
     def stall_seconds(self) -> float:
         return self.device.stall_seconds()
 
