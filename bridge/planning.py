@@ -46,14 +46,16 @@ class Planner:
 
     def __init__(
         self, patcher, items: Sequence, config: TrainConfig, memory: MemoryConfig, *, device: torch.device, has_held_out: bool = True,
-        samples: "SampleSize | None" = None,
+        samples: "SampleSize | None" = None, limit: int | None = None,
     ):
-        """`items`: as `load_items` gives them for training; `samples`: where pictures are sampled in between."""
+        """`limit`: bytes that may be used, where the device is not to be asked.
+
+        `items`: as `load_items` gives them for training; `samples`: where pictures are sampled in between."""
         self.patcher, self.config, self.memory, self.device = patcher, config, memory, device
         self.has_held_out, self.samples = has_held_out, samples
         self.network = patcher.model.diffusion_model
         self.largest = _largest(items)
-        self.limit_bytes = limit_bytes(device, memory)
+        self.limit_bytes = limit or limit_bytes(device, memory)
         self.shadow = ShadowModel(patcher, device=device, precision=config.precision)
         self.scratch: Scratch | None = scratch_bytes if device.type == "cpu" else None
         self.facts = self._facts(self.largest)

@@ -15,7 +15,7 @@ from ..batches import Sample, TrainItem
 from ..config import TrainConfig
 from ..model import TrainableModel
 from ..objective import Objective
-from ..step import sample_losses
+from ..step import inputs_of, losses_of
 from .counting import LiveStorage
 
 Scratch = Callable[[object, tuple, object], int]
@@ -41,8 +41,8 @@ def trace_step(model: TrainableModel, batch: Sequence[TrainItem], config: TrainC
             before = count.live_bytes
             count.peak_bytes = before
             with network.training_pass(1, 0):
-                losses_B = sample_losses(model, network, objective, _samples(batch, config))
-                loss = losses_B.sum() / len(batch)
+                inputs = inputs_of(model, objective, _samples(batch, config))  # held to the end, as a step holds them
+                loss = losses_of(model, network, objective, inputs).sum() / len(batch)
                 saved = count.live_bytes
                 loss.backward()
     adapter_bytes = network.parameters.numel() * network.parameters.element_size()
