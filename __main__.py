@@ -42,13 +42,17 @@ def caption(options) -> int:
 
     from pistachio.dataset.folder import load_folder
     from pistachio.dataset.joycaption.captioner import LazyJoyCaptioner, caption_dataset
+    from pistachio.dataset.joycaption.gguf import LazyGgufCaptioner
     from pistachio.dataset.joycaption.prompts import CaptionRequest
 
     dataset = load_folder(options.folder)
-    captioner = LazyJoyCaptioner(
-        folder_or_repo=options.model, precision=options.precision, models_folder=options.models_folder,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-    )
+    if options.mmproj is not None:
+        captioner = LazyGgufCaptioner(model_file=Path(options.model), projector_file=options.mmproj, gpu_layers=options.gpu_layers)
+    else:
+        captioner = LazyJoyCaptioner(
+            folder_or_repo=options.model, precision=options.precision, models_folder=options.models_folder,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
     request = CaptionRequest(
         caption_type=options.caption_type, length=options.length, name=options.name, max_new_tokens=options.max_new_tokens, seed=options.seed
     )
@@ -143,9 +147,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     one = commands.add_parser("caption", help="caption the pictures of a folder that have no caption yet")
     one.set_defaults(run_command=caption)
     one.add_argument("folder", type=Path)
-    one.add_argument("--model", default="fancyfeast/llama-joycaption-beta-one-hf-llava", help="a JoyCaption folder or Hugging Face name")
+    one.add_argument("--model", default="fancyfeast/llama-joycaption-beta-one-hf-llava", help="a JoyCaption folder or Hugging Face name, or with --mmproj a .gguf file")
+    one.add_argument("--mmproj", type=Path, help="the projector of a GGUF model; needs llama-cpp-python")
+    one.add_argument("--gpu-layers", type=int, default=-1, help="of a GGUF model; -1: all")
     one.add_argument("--models-folder", type=Path, default=Path("models/LLM"), help="where it is downloaded to")
-    one.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
+    one.add_argument("--precision", default="bf16", choices=("bf16", "int8", "nf4", "fp32"))
     one.add_argument("--trigger", default="", help="trigger word, put before every new caption")
     one.add_argument("--caption-type", default="Straightforward")
     one.add_argument("--length", default="medium-length")

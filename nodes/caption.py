@@ -91,7 +91,7 @@ class CaptionDataset(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder."),
-                Captioner.Input("captioner", tooltip="From Load JoyCaption."),
+                Captioner.Input("captioner", tooltip="From Load JoyCaption, Load GGUF Captioner or Captioner from CLIP."),
                 CaptionOptions.Input("options", optional=True, tooltip="From Caption Options. Not connected: those that suit a character."),
                 io.String.Input(
                     "trigger_word", default="", optional=True, placeholder="e.g. ohwx",

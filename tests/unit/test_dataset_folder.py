@@ -1,6 +1,7 @@
 """Folders, captions and the checks before training, with real files."""
 
 import errno
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -252,3 +253,16 @@ def test_a_restart_decodes_nothing_again(tmp_path, monkeypatch):
     assert load_folder(pictures, index=index) == first and decoded == ["5.png"]
     Image.new("RGB", (99, 30)).save(pictures / "2.png")
     assert load_folder(pictures, index=index).pictures[2].width == 99 and decoded == ["5.png", "2.png"]
+
+
+def test_a_sidecar_counts_before_the_table_and_the_difference_is_told(tmp_path):
+    write_pictures(tmp_path, 5, captions=False)
+    (tmp_path / "p0.png").unlink()
+    (tmp_path / "captions.json").write_text(json.dumps({"p1.png": ["from the table"], "p2.png": ["from the table"], "p3.png": ["one", "another"]}), encoding="utf-8")
+    (tmp_path / "p2.txt").write_text("a person's edit", encoding="utf-8")
+    (tmp_path / "p3.txt").write_text("another", encoding="utf-8")
+    (tmp_path / "p4.txt").write_text("not in the table", encoding="utf-8")
+    dataset = load_folder(tmp_path)
+    assert [p.caption for p in dataset.pictures] == ["from the table", "a person's edit", "another", "not in the table"]
+    (note,) = [note for note in dataset.notes if "captions.json" in note]
+    assert note.startswith("1 picture with another caption in captions.json") and "p2.png" in note and "diffusion-pipe reads captions.json alone" in note
