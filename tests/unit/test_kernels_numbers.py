@@ -12,7 +12,7 @@ from pistachio.training.kernels.door import open_door, shut_doors
 from pistachio.training.kernels.glue import Unfit
 from pistachio.training.kernels.linear import Adapter, lora_linear
 from pistachio.training.kernels.table import OPERATIONS
-from pistachio.training.optimizers.eight_bit import EightBit, dynamic_codes
+from pistachio.training.optimizers.eight_bit import AdamW8bitKahan, EightBit, dynamic_codes
 from pistachio.training.quantization.formats import dequantize, quantize
 
 from support.ptx import Fault, Interpreter
@@ -236,6 +236,27 @@ def test_adamw_with_codes_is_the_torch_step(count):
             assert apart.max() <= 1 and (apart > 0).float().mean() < 0.01
         for index in (2, 4):
             torch.testing.assert_close(mine[index], theirs[index], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("count", [1024, 700])
+def test_the_optimiser_takes_its_step_in_one_launch(count):
+    """Where the door chose the kernel: as the usual step does but for the draws, whose size is a code's."""
+    optimisers, weights = [], [seeded(count).requires_grad_(True) for _ in range(2)]
+    for index, p in enumerate(weights):
+        optimisers.append(AdamW8bitKahan([p], lr=0.01, weight_decay=0.1))
+        runner = Interpreter()
+        if index:
+            open_door("adamw8_=cuda", CPU, launcher=runner)
+        try:
+            for step in range(1, 4):
+                p.grad = seeded(count, seed=step)
+                optimisers[index].step()
+        finally:
+            shut_doors()
+        assert runner.launched == ["adamw8"] * 3 * index
+    assert ((weights[0] - weights[1]).norm() / (weights[0] - seeded(count)).norm()).item() < 0.05
+    mine, theirs = (o.state_dict()["state"][0] for o in reversed(optimisers))
+    assert {k: (v.shape, v.dtype) for k, v in mine.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
 
 
 def test_chances_are_even_and_differ_by_key():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import torch
 
@@ -59,10 +60,11 @@ def parse_setting(setting: str) -> dict[str, str]:
 
 
 class Door:
-    def __init__(self, setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None):
-        """`launcher`: what starts kernels, else the driver; `folder`: where compiled kernels are kept."""
+    def __init__(self, setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None, said: Callable[[str], None] | None = None):
+        """`launcher`: what starts kernels, else the driver; `folder`: where compiled kernels are kept; `said`: is given each note as it arises."""
         self.setting, self.device = setting.strip() or DEFAULT, device
         self.notes: list[str] = []
+        self._said = said
         wanted = parse_setting(setting)
         self._why_no_cuda = "" if launcher else _why_no_cuda(device) if "cuda" in wanted.values() else "not asked for"
         self.launcher = launcher or (CudaLauncher(folder or cache_folder()) if not self._why_no_cuda else None)
@@ -129,6 +131,8 @@ class Door:
         if text not in self.notes:
             self.notes.append(text)
             logger.warning(text)
+            if self._said is not None:
+                self._said(text)
 
 
 def _why_no_cuda(device: torch.device) -> str:
@@ -171,18 +175,24 @@ def door_of(device: torch.device) -> Door:
     return _doors[device]
 
 
+def chosen(device: torch.device, name: str) -> str:
+    """What runs an operation; "torch" where no door was opened."""
+    opened = _doors.get(device)
+    return "torch" if opened is None else opened.implementation(name)
+
+
 def eight_bit_products(device: torch.device, format: str = "") -> bool:
     """`Door.multiplies_in` of the process's door, of any format where none is named; False where no door was opened."""
     opened = _doors.get(device)
     return opened is not None and (opened.multiplies_in(format) if format else any(map(opened.multiplies_in, PRODUCTS)))
 
 
-def open_door(setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None) -> Door:
+def open_door(setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None, said: Callable[[str], None] | None = None) -> Door:
     """Choose, say the line, and keep the choice for the process."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    _doors[device] = Door(setting, device, launcher=launcher, folder=folder)
+    _doors[device] = Door(setting, device, launcher=launcher, folder=folder, said=said)
     logger.info(_doors[device].line)
     return _doors[device]
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..kernels import adamw
+from ..kernels.door import chosen
 from ..seeds import seed_from
 
 BLOCK = 256
@@ -100,7 +102,11 @@ class AdamW8bitKahan(Optimizer):
                 if not state:
                     self._start(p, state)
                 # A function of the place and the step, so a resumed run draws the same.
-                self.source.manual_seed(seed_from("adamw-8bit-kahan", group["step"], group_index, index))
+                seed = seed_from("adamw-8bit-kahan", group["step"], group_index, index)
+                if chosen(p.device, "adamw8_") == "cuda":
+                    self._step_at_once(p, state, group, seed)
+                    continue
+                self.source.manual_seed(seed)
                 weights, gradient, compensation = p.view(-1), p.grad.reshape(-1), state["compensation"]
                 for start in range(0, p.numel(), CHUNK):
                     part = slice(start, min(start + CHUNK, p.numel()))
@@ -113,6 +119,14 @@ class AdamW8bitKahan(Optimizer):
         state.update(
             mean=codes, mean_scale=scales, square=codes.clone(), square_scale=scales.clone(),
             compensation=torch.zeros(p.numel(), dtype=torch.bfloat16, device=p.device),
+        )
+
+    def _step_at_once(self, p: Tensor, state: dict, group: dict, seed: int) -> None:
+        """The same step in one launch, with draws of its own: a place's chance is a hash, not a generator's next number."""
+        knobs = adamw.knobs(p.device, **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay", "step")})
+        torch.ops.pistachio.adamw8_(
+            p.view(-1), p.grad.reshape(-1).float(), state["mean"], state["mean_scale"], state["square"], state["square_scale"],
+            state["compensation"], self.signed.grid, self.squares.grid, knobs, None, adamw.keys(p.device, seed),
         )
 
     def _step_part(self, weights: Tensor, gradient: Tensor, compensation: Tensor, state: dict, start: int, group: dict) -> None:
