@@ -16,9 +16,12 @@ SAMPLED_VALUES = 16  # spread over each weight; two different models agree on no
 def fingerprint(patcher, *, prefix: str = "") -> str:
     """32 hex digits of the weights below `prefix` in a host's model patcher, and of the patches on top."""
     digest = hashlib.sha256(f"{type(patcher.model).__name__}\n".encode())
+    stored = dict(patcher.model.named_parameters())
     for name, value in sorted(patcher.model.state_dict().items()):
         if name.startswith(prefix):
             digest.update(f"{name}\n".encode())
+            if value.is_meta:  # the loader of GGUF files shows sizes alone; the weights themselves are on the layer
+                value = stored.get(name, value)
             _add(digest, patcher.backup[name].weight if name in patcher.backup else value)
     for name, patches in sorted(patcher.patches.items(), key=lambda item: str(item[0])):
         digest.update(f"patch|{name}\n".encode())
@@ -32,7 +35,7 @@ def _add(digest, value) -> None:
         digest.update(f"{tuple(value.shape)}|{value.dtype}\n".encode())
         values = getattr(value, "_qdata", value)  # quantised: the codes
         if not values.is_meta:
-            flat = values.detach().reshape(-1)
+            flat = values.detach().as_subclass(torch.Tensor).reshape(-1)
             stride = max(1, flat.numel() // SAMPLED_VALUES)
             digest.update(flat[::stride][:SAMPLED_VALUES].to("cpu", torch.float32).numpy().tobytes())
     elif isinstance(value, (list, tuple)):

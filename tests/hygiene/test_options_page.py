@@ -9,7 +9,7 @@ from pathlib import Path
 
 PAGE = Path("docs/options.md")
 SECTIONS = [
-    "Adapters", "Optimisers and schedules", "Objective", "Data", "Families", "Samples", "Resume", "Choosing the checkpoint", "Logs",
+    "Adapters", "Optimisers and schedules", "Objective", "Data", "Families", "Samples", "Resume", "Choosing the checkpoint", "Logs", "Memory",
 ]
 COLUMNS = ["Option", "Pistachio", "sd-scripts", "ai-toolkit", "diffusion-pipe", "musubi-tuner", "Proved by"]
 PROOF = re.compile(r"`(?P<file>tests/\w+/test_\w+\.py)::(?P<test>test_\w+)`|`(?P<results>benchmarks/results/[\w.-]+)`")
