@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
+from PIL import Image
 from support import tiny_objects
+from support.encoded import encoded_set
 from support.prepared import Prepared, snapshot, unchanged
 from support.stream_watch import Watch
 from support.tiny_models import FILES
@@ -155,3 +157,39 @@ def test_a_changed_base_streams(wan, change):
 
 def same_bits(a, b):
     return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def test_a_whole_run_with_samples_is_the_resident_one_and_says_what_it_could_not_do(tiny, tmp_path):
+    """Through Train LoRA's own door: evaluations, samples by the host's sampler and saves in between."""
+    from pistachio.bridge.sampling import SampleSettings
+    from pistachio.bridge.training import train_lora
+    from pistachio.training.config import AdapterConfig, EvaluationConfig, LoggingConfig, TrainConfig
+    from pistachio.training.config.memory import MemoryConfig
+    from pistachio.training.config.samples import SampleConfig
+    from pistachio.training.run import RunFolder
+
+    model = tiny("wan21")
+    encoded = encoded_set(tmp_path / "cache", model, num_train=2, num_held_out=1)
+    config = TrainConfig(
+        num_steps=2, batch_size=2, seed=5, adapter=AdapterConfig(rank=2, alpha=2), precision="fp32",
+        evaluation=EvaluationConfig(num_evaluations=1, timesteps_per_image=2, early_stop=False),
+    )
+
+    def run(name, memory):
+        samples = SampleSettings(config=SampleConfig(num_steps=1, every_evaluations=1, width=64, height=64, without_trigger=False), clip=model.clip, vae=model.vae)
+        with torch.inference_mode():
+            done = train_lora(
+                model.model, encoded, config, run_name=name, logging_config=LoggingConfig(), runs_folder=tmp_path, log_row=lambda row: None,
+                check_interrupted=lambda: None, samples=samples, memory=memory,
+            )
+        folder = RunFolder(done.folder)
+        pictures = [Image.open(path).tobytes() for path in sorted(folder.path.rglob("*-trigger.png"))]
+        assert pictures
+        return folder.load_state()["average"], pictures, folder.report()["notes"]
+
+    average, pictures, _ = run("resident", None)
+    found, same_pictures, notes = run("streamed", MemoryConfig(blocks_streamed=2, keep="everything", cuda_graph="on", compile="blocks"))
+    assert torch.equal(found, average) and same_pictures == pictures
+    assert any(note.startswith("2 blocks were streamed") for note in notes)
+    assert any(note.startswith("No CUDA graphs: blocks are streamed") for note in notes)
+    assert any(note.startswith("The blocks are not compiled: streamed blocks") for note in notes)
