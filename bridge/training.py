@@ -137,10 +137,10 @@ def train_lora(
             with model.training(), plans.streaming(model) as ring, listening(name, makes_samples=sampler is not None) if takes_wishes else nullcontext() as wishes:
                 with observed(model) as shapes:
                     _try_forward(model, train_set[0])
-                attention_note = settle_attention(model, shapes, folder, batch_size=plans.batch_size or settings.batch_size)
+                attention_note = settle_attention(model, shapes, folder, batch_size=plans.batch_size or settings.batch_size, wanted=(memory or MemoryConfig()).attention)
                 if attention_note:
                     log_row({"kind": "note", "step": 0, "text": attention_note})
-                kernels = open_door((memory or MemoryConfig()).kernels, model.device, said=lambda text: log_row({"kind": "note", "text": text}))
+                kernels = open_door((memory or MemoryConfig()).kernels, model.device, said=lambda text: log_row({"kind": "note", "step": 0, "text": text}))
                 kernel_note = kernels.line if kernels.setting != "auto" else None
                 for text in check_encoded(pictures, num_steps=settings.num_steps, batch=settings.effective_batch) if is_whole else ():
                     log.info("%s", text)

@@ -24,6 +24,7 @@ Objective = io.Custom("PISTACHIO_OBJECTIVE")
 Evaluation = io.Custom("PISTACHIO_EVALUATION")
 Logging = io.Custom("PISTACHIO_LOGGING")
 Samples = io.Custom("PISTACHIO_SAMPLES")
+Memory = io.Custom("PISTACHIO_MEMORY")
 Sheet = io.Custom("PISTACHIO_SHEET")
 FaceDetector = io.Custom("FACE_DETECTION_MODEL")  # ComfyUI's own, where it has one
 

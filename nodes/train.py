@@ -15,7 +15,7 @@ from ..training.config import (
 )
 from ..training.errors import PistachioError
 from ..training.run import RunFolder, check_run_name
-from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Objective, Optimizer, RunHandle, Samples, default, problem, schema
+from .schema import ADVANCED, Adapter, Encoded, Evaluation, Logging, LoraName, Memory, Objective, Optimizer, RunHandle, Samples, default, problem, schema
 from .shown import chosen_step, image_tensor, loss_chart, run_sentences, shown
 
 
@@ -61,6 +61,7 @@ class TrainLora(io.ComfyNode):
                 Encoded.Input("regularization", optional=True, tooltip="From a second Encode Dataset: ordinary pictures of the class (any woman, any cat), trained along without the trigger word so that the class stays as it is. Never held out."),
                 io.Float.Input("regularization_share", default=default(Regularization, "share"), optional=True, min=0.0, max=0.9, step=0.05, tooltip="Share of the steps that train on the regularisation pictures.", **ADVANCED),
                 io.Float.Input("regularization_weight", default=default(Regularization, "weight"), optional=True, min=0.01, max=100.0, step=0.05, tooltip="Weight of the regularisation pictures' loss.", **ADVANCED),
+                Memory.Input("memory", optional=True, tooltip="From Memory Settings. Not connected: a run on a card plans what fits by itself; a run on a CPU is not planned."),
             ],
             outputs=[
                 io.Model.Output("trained_model", display_name="model", tooltip="The base model with the chosen checkpoint's LoRA at strength 1."),
@@ -86,7 +87,7 @@ class TrainLora(io.ComfyNode):
         cls, model, encoded, adapter=None, optimizer=None, objective=None, evaluation=None, logging=None, continue_run=None, samples=None, clip=None, trigger_word="",
         run_name="my_character", num_steps=0, batch_size=1, accumulation=1, seed=0, prior_preservation=0.5,
         precision="auto", block_checkpointing="auto",
-        regularization=None, regularization_share=0.5, regularization_weight=1.0,
+        regularization=None, regularization_share=0.5, regularization_weight=1.0, memory=None,
     ) -> io.NodeOutput:
         config = TrainConfig(
             num_steps=num_steps, batch_size=batch_size, accumulation=accumulation, seed=seed, precision=precision,
@@ -104,7 +105,7 @@ class TrainLora(io.ComfyNode):
         run = train_lora(
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
             log_row=RunEvents(node_id=cls.hidden.unique_id, folder=folder), check_interrupted=check_interrupted, continue_run=continue_run,
-            samples=samples, clip=clip, regularization=_regularization(regularization, regularization_share, regularization_weight),
+            samples=samples, clip=clip, memory=memory, regularization=_regularization(regularization, regularization_share, regularization_weight),
         )
         step = chosen_step(run)
         lora_name = install_checkpoint(run, step)
