@@ -2,7 +2,8 @@
 
 Every thread of every block is a lane of numpy arrays. A lane that has fallen behind runs first, so that warps meet again where
 a card's would. Wrong use is an error, not a wrong number: addresses outside the tensors given, vectors that are not aligned,
-shuffles from a lane that is elsewhere, barriers that not all reach. Shared memory begins as NaN.
+shuffles from a lane that is elsewhere, barriers that not all reach, shared memory that two threads use between two barriers
+when one of them writes. Shared memory begins as NaN.
 """
 
 from __future__ import annotations
@@ -158,6 +159,9 @@ class Launch:
         self.shared = np.full(blocks * size, 0xFF, np.uint8)
         self.shared_start = block * size
         self.shared_size = size
+        # Of each byte: who wrote and who read it last, and between which barriers of its block.
+        self.epoch = np.zeros(blocks, np.int64)
+        self.written, self.seen = (np.full((2, len(self.shared)), -1, np.int64) for _ in range(2))
 
     def run(self) -> None:
         kernel = self.kernel
@@ -169,6 +173,7 @@ class Launch:
             if not ready.any():
                 if done.all():
                     return
+                self.epoch[self.block[waiting]] = self.epoch[self.block[waiting]] + 1
                 waiting[:] = False  # every lane that has not left stands at a barrier
                 continue
             current = pc[ready].min()
@@ -273,9 +278,21 @@ class Launch:
         if "shared" in op:
             if (addresses % np.uint64(size * count)).any() or (addresses + np.uint64(size * count) > self.shared_size).any():
                 raise Fault(f"{what}: outside shared memory, or not aligned")
-            at = (addresses.astype(np.int64) + self.shared_start[self.mask]) // size
+            place = addresses.astype(np.int64) + self.shared_start[self.mask]
+            self._check_race(what, (place[:, None] + np.arange(size * count)).ravel(), np.repeat(self.lanes[self.mask], size * count), "st" in op)
+            at = place // size
             return [(self.shared, np.ones(len(at), bool), at)]
         return [(buffer, lanes, at * count) for buffer, lanes, at in self.memory.parts(addresses, size * count, what)]
+
+    def _check_race(self, what: str, places, lanes, writes: bool) -> None:
+        epoch = self.epoch[self.block[lanes]]
+        for owners, epochs in (self.written, self.seen) if writes else (self.written,):
+            if ((owners[places] != lanes) & (owners[places] >= 0) & (epochs[places] == epoch)).any():
+                raise Fault(f"{what}: another thread uses these bytes of shared memory since the last barrier")
+        if writes and len(np.unique(places)) < len(places):
+            raise Fault(f"{what}: two threads write the same bytes of shared memory")
+        owners, epochs = self.written if writes else self.seen
+        owners[places], epochs[places] = lanes, epoch
 
     def op_ld(self, op, operands) -> None:
         dtype = TYPES[op[-1]]

@@ -6,7 +6,7 @@ its tensors is an error of the interpreter's.
 
 import pytest
 import torch
-from pistachio.training.kernels import adamw, nvrtc
+from pistachio.training.kernels import adamw, nvrtc, programs
 from pistachio.training.kernels.adamw import chance, keys, knobs
 from pistachio.training.kernels.door import open_door, shut_doors
 from pistachio.training.kernels.glue import Unfit
@@ -15,7 +15,7 @@ from pistachio.training.kernels.table import OPERATIONS
 from pistachio.training.optimizers.eight_bit import AdamW8bitKahan, EightBit, dynamic_codes
 from pistachio.training.quantization.formats import dequantize, quantize
 
-from support.ptx import Fault, Interpreter
+from support.ptx import Fault, Interpreter, parsed
 
 BF16, F16, F32, E4M3 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 TOLERANCE = {BF16: 3e-3, F16: 5e-4, F32: 1e-6}
@@ -319,3 +319,16 @@ def test_the_interpreter_sees_what_a_card_would_not():
     with pytest.raises(Unfit):
         OPERATIONS["norm_modulate"].cuda(Interpreter(), x[None].double(), None, None, None, None, 1e-6, True)
     assert short.isnan().all()
+
+
+def test_the_interpreter_sees_a_missing_barrier(monkeypatch):
+    kept = programs.source_text
+    monkeypatch.setattr(programs, "source_text", lambda name: kept(name).replace("__syncthreads();", "") + "\n// no barrier")
+    parsed.cache_clear()
+    try:
+        with pytest.raises(Fault, match="since the last barrier"):
+            OPERATIONS["transpose_bytes"].cuda(Interpreter(), torch.zeros(64, 64, dtype=torch.int8))
+        with pytest.raises(Fault, match="since the last barrier"):
+            OPERATIONS["quantise_rows"].cuda(Interpreter(), seeded(2, 2048), None, False, 0)
+    finally:
+        parsed.cache_clear()

@@ -49,8 +49,6 @@ def streamed(
         for name in WEIGHT_READERS:
             if hasattr(model, name):
                 stack.enter_context(replaced_attribute(model, name, _fetching(getattr(model, name), ring, index_of)))
-        if hasattr(model, "packed_weight"):  # what products in 8 bits read instead
-            stack.enter_context(replaced_attribute(model, "packed_weight", _fetching(model.packed_weight, ring, index_of)))
         if hasattr(model, "generating"):
             stack.enter_context(replaced_attribute(model, "generating", _lending(model.generating, ring, rest)))
         log.info(
