@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pistachio.dataset.folder import load_folder
+from pistachio.dataset.joycaption.captioner import caption_dataset
 from pistachio.dataset.joycaption.gguf import CHAT, Chat, LazyGgufCaptioner, check_files, load_gguf
 from pistachio.dataset.joycaption.gguf_file import read_gguf
 from pistachio.dataset.joycaption.model import load_joycaption, to_pixels
@@ -199,3 +201,15 @@ def test_what_does_not_fit_and_what_does_not_belong_together(captioner, files, t
     useless = tiny_gguf.write_gguf(tmp_path / "empty.gguf", {"general.architecture": "llama"}, {})
     with pytest.raises(PistachioError, match="can't load"):
         load_gguf(useless, files[1])
+
+
+def test_a_folder_is_captioned_and_the_memory_given_back(files, tmp_path):
+    pytest.importorskip("llama_cpp")
+    for number, image in enumerate(IMAGES):
+        image.save(tmp_path / f"p{number}.png")
+    lazy = LazyGgufCaptioner(model_file=files[0], projector_file=files[1], context_length=2048, gpu_layers=0)
+    request = CaptionRequest(caption_type="MidJourney", options=(), max_new_tokens=300, temperature=1.0, top_p=1.0, seed=1)
+    captioned = caption_dataset(load_folder(tmp_path), lazy, request, batch_size=2, trigger_word="ohwx")
+    texts = [(tmp_path / f"p{number}.txt").read_text(encoding="utf-8").strip() for number in range(3)]
+    assert texts == [p.caption for p in captioned.pictures] and all(text.startswith("ohwx, ") for text in texts) and len(set(texts)) == 3
+    assert not lazy.is_loaded
