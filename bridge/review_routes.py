@@ -47,11 +47,9 @@ def reviewed_file(folder: str, name: str) -> Path:
 
 def get_review(request: web.Request) -> dict:
     review = _review(request.rel_url.query)
+    pictures, notes = review.look()
     undo, redo = review.steps()
-    return {
-        "folder": str(review.folder), "pictures": [shown(picture) for picture in review.pictures()], "notes": review.notes(),
-        "undo": undo, "redo": redo,
-    }
+    return {"folder": str(review.folder), "pictures": [shown(picture) for picture in pictures], "notes": notes, "undo": undo, "redo": redo}
 
 
 def get_caption(request: web.Request) -> dict:

@@ -6,6 +6,7 @@ never a picture. Knows nothing about HTTP or nodes.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable
@@ -65,14 +66,14 @@ class Review:
 
     def pictures(self) -> list[Reviewed]:
         """All of them, the excluded ones too, in natural order; none is decoded."""
-        paths = list_pictures(self.folder, recursive=self.recursive, videos=self.videos)
-        return self._shown(path for path in paths if _is_text(path.relative_to(self.folder).as_posix()))
+        return self.look()[0]
 
-    def notes(self) -> list[str]:
-        """Sentences on what is not shown."""
+    def look(self) -> tuple[list[Reviewed], list[str]]:
+        """The pictures, and sentences on what is not shown."""
         paths = list_pictures(self.folder, recursive=self.recursive, videos=self.videos)
-        count = sum(1 for path in paths if not _is_text(path.relative_to(self.folder).as_posix()))
-        return [f"{plural(count, 'picture')} whose file names are not UTF-8 can't be shown. Rename them."] if count else []
+        readable = [path for path in paths if _is_text(str(path))]
+        count = len(paths) - len(readable)
+        return self._shown(readable), [f"{plural(count, 'picture')} whose file names are not UTF-8 can't be shown. Rename them."] if count else []
 
     def caption(self, name: str) -> str | None:
         """The whole text."""
@@ -209,7 +210,7 @@ class Review:
     def _sidecar(self, path: Path) -> str | None:
         """The text of the caption file; never of one that a link leads to outside the folder."""
         path = path.with_suffix(".txt")
-        if path.is_symlink() and not path.resolve().is_relative_to(self.folder.resolve()):
+        if os.path.islink(path) and not path.resolve().is_relative_to(self.folder.resolve()):
             raise PistachioError(f"'{path.name}' is a link that leads out of the dataset's folder. Put a file of its own there.")
         return read_caption(path)
 
@@ -246,7 +247,7 @@ class Review:
             entry = to_look_at.get(name)
             shown.append(Reviewed(
                 name=name, caption=caption if caption is None else caption[:MOST_LETTERS], is_cut=len(caption or "") > MOST_LETTERS,
-                is_from_table=is_from_table, is_edited=not is_from_table and history.is_edited(path.with_suffix(".txt"), caption),
+                is_from_table=is_from_table, is_edited=bool(history.changes) and not is_from_table and history.is_edited(path.with_suffix(".txt"), caption),
                 is_excluded=name in marks.excluded, is_held_out=name in marks.held_out, reason=entry.reason if entry else "",
                 problem=problem, version=f"{status.st_mtime_ns:x}-{status.st_size:x}",
             ))

@@ -152,6 +152,7 @@ export class ReviewView {
     const findings = store?.findings ?? [];
     this.topics = new Map();
     for (const finding of findings) {
+      if (finding.pictures.length * 2 > pictures.length) continue; // what most pictures have marks none of them; it is in the filter
       for (const name of finding.pictures) this.topics.set(name, [...(this.topics.get(name) ?? []), finding.topic]);
     }
     const choices = filterChoices(pictures, findings);

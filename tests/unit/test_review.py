@@ -141,7 +141,7 @@ def test_odd_names(folder, name):
     Review(folder).mark([name], "excluded", True)
     assert of(folder, name).caption == "a caption" and of(folder, name).is_excluded
     assert name not in [picture.relative_path for picture in load_folder(folder).pictures]
-    assert Review(folder).undo()[1] == f"excluding {name}" and not of(folder, name).is_excluded
+    assert Review(folder).undo()[1] == f"excluding {name}".replace("\n", "\\n") and not of(folder, name).is_excluded
 
 
 @pytest.mark.parametrize("name", [
@@ -227,3 +227,14 @@ def test_large_texts(folder):
     for bad in ("a\0b", "half an emoji \ud83d"):
         with pytest.raises(PistachioError, match="UTF-8"):
             Review(folder).save_caption(B, bad, seen=text(folder, B))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="every name is text there")
+def test_a_name_that_is_no_text_is_told_and_nothing_else_suffers(folder):
+    try:
+        shutil.copy(folder / A, os.fsencode(folder) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this disk refuses such names itself")
+    pictures, notes = Review(folder).look()
+    assert len(pictures) == 8 and "not UTF-8" in notes[0]
+    json.dumps([picture.name for picture in pictures], ensure_ascii=False).encode()
