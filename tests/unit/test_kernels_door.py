@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from pistachio.training.config.memory import MemoryConfig
 from pistachio.training.errors import PistachioError
 from pistachio.training.kernels import gated_residual, gelu, norm_modulate, nvrtc, open_door, rms_rope, shut_doors, swiglu
 from pistachio.training.kernels import door as door_module
@@ -65,7 +66,7 @@ def test_automatic_is_torch_until_a_card_has_measured(caplog):
         door = open_door("auto", CPU)
     assert {choice.implementation for choice in door.choices.values()} == {"torch"}
     assert [record.message for record in caplog.records] == [door.line]
-    assert door.line.startswith("Kernels 'auto' on CPU: torch for everything")
+    assert door.line == "Kernels 'auto' on CPU: torch for everything."
     assert door.report()["operations"]["adamw_"]["implementation"] == "torch"
     # On a card too: no kernel of ours is taken unasked.
     assert "cuda" not in parse_setting("auto").values()
@@ -82,7 +83,7 @@ def test_one_operation_can_be_forced():
     assert door.implementation("norm_modulate") == "cuda" and door.implementation("gated_residual") == "torch"
     for wrong, told in (("norm=cuda", "there is no operation 'norm'"), ("product_int8=cuda", "has no 'cuda'"), ("fast", "there is no operation 'fast'")):
         with pytest.raises(PistachioError, match=told):
-            parse_setting(wrong)
+            MemoryConfig(kernels=wrong)
 
 
 def test_a_failed_compile_is_one_line_and_torch(caplog):

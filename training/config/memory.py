@@ -35,6 +35,9 @@ class MemoryConfig:
     batch: str = "as-set"  # effective: batch size and accumulation may change, their product not
 
     def __post_init__(self):
+        from ..kernels.door import parse_setting  # which needs none of the configuration
+
+        parse_setting(self.kernels)
         check(self.limit_gb >= 0, f"The memory limit is {self.limit_gb} GB. Set it to 0 (ask the card) or above {NODE}.")
         check(self.blocks_streamed >= -1, f"{self.blocks_streamed} blocks are to be streamed. Set -1 (automatic), 0 (none) or more {NODE}.")
         for name, value, choices in (

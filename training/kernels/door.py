@@ -52,9 +52,9 @@ def parse_setting(setting: str) -> dict[str, str]:
     for part in setting.split(","):
         name, _, kind = (word.strip() for word in part.partition("="))
         if name not in OPERATIONS:
-            raise PistachioError(f"Kernels '{setting}': there is no operation '{name}'. There are: {', '.join(OPERATIONS)}.")
+            raise PistachioError(f"Kernels '{setting}' in Memory Settings: there is no operation '{name}'. There are: {', '.join(OPERATIONS)}.")
         if kind not in OPERATIONS[name].implementations:
-            raise PistachioError(f"Kernels '{setting}': '{name}' has no '{kind}'. It has: {', '.join(OPERATIONS[name].implementations)}.")
+            raise PistachioError(f"Kernels '{setting}' in Memory Settings: '{name}' has no '{kind}'. It has: {', '.join(OPERATIONS[name].implementations)}.")
         wanted[name] = kind
     return wanted
 
@@ -101,7 +101,7 @@ class Door:
         """One sentence for the log and the report."""
         by_kind = {kind: [c.operation for c in self.choices.values() if c.implementation == kind] for kind in KINDS}
         parts = [f"{kind} for {', '.join(names) if len(names) < len(self.choices) else 'everything'}" for kind, names in by_kind.items() if names]
-        reasons = sorted({c.reason for c in self.choices.values() if c.reason})
+        reasons = sorted({c.reason for c in self.choices.values() if c.reason}) if self.setting != DEFAULT else []
         told = f" ({' | '.join(reasons)})" if reasons else ""
         return f"Kernels '{self.setting}' on {_device_name(self.device)}: {'; '.join(parts)}{told}."
 
