@@ -36,6 +36,7 @@ HOST_INT8 = "int8_tensorwise"  # the host's name of the format that int8-convrot
 Progress = Callable[[int, int], None]
 
 
+@torch.inference_mode()  # as loaders do: the host can't move quantised weights that were made outside of it
 def quantize_base(
     patcher, format: str, *, blocks: str = "all", keep: str = "", progress: Progress | None = None, check_interrupted: Callable[[], None] | None = None,
 ):
