@@ -330,12 +330,12 @@ def qwen_image_edit(graph, image, prompt, seed, width, height, *, x: int):
     (model,) = graph.add("UNETLoader", (x, 0), (360, 90), unet_name=network.name, weight_dtype="default", models=(network.model,))
     (clip,) = graph.add("CLIPLoader", (x, 150), (360, 110), clip_name=encoder.name, type="qwen_image", models=(encoder.model,))
     (vae,) = graph.add("VAELoader", (x, 320), (360, 70), vae_name=vae_file.name, models=(vae_file.model,))
-    graph.note((x, 440), (360, 340), QWEN_NOTE, title="The edit model")
+    graph.note((x, 460), (360, 320), QWEN_NOTE, title="The edit model")
     (model,) = graph.add("ModelSamplingAuraFlow", (x + 410, 0), (320, 60), model=model, shift=3.0)
     (model,) = graph.add("CFGNorm", (x + 410, 120), (320, 60), model=model, strength=1.0)
-    (scaled,) = graph.add("FluxKontextImageScale", (x + 410, 240), (320, 30), image=image)
-    (positive,) = graph.add("TextEncodeQwenImageEditPlus", (x + 410, 330), (320, 180), clip=clip, vae=vae, image1=scaled, prompt=prompt, title="Each prompt of the sheet")
-    (negative,) = graph.add("TextEncodeQwenImageEditPlus", (x + 410, 570), (320, 180), clip=clip, vae=vae, image1=scaled, prompt="", title="Negative: empty")
+    (scaled,) = graph.add("FluxKontextImageScale", (x + 410, 275), (320, 30), image=image)
+    (positive,) = graph.add("TextEncodeQwenImageEditPlus", (x + 410, 365), (320, 180), clip=clip, vae=vae, image1=scaled, prompt=prompt, title="Each prompt of the sheet")
+    (negative,) = graph.add("TextEncodeQwenImageEditPlus", (x + 410, 600), (320, 180), clip=clip, vae=vae, image1=scaled, prompt="", title="Negative: empty")
     (latent,) = graph.add("EmptySD3LatentImage", (x + 780, 0), (320, 110), width=width, height=height, batch_size=1)
     (sampled,) = graph.add(
         "KSampler", (x + 780, 170), (320, 270), model=model, positive=positive, negative=negative, latent_image=latent, seed=seed, steps=20, cfg=2.5,

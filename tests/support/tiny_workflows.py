@@ -45,19 +45,20 @@ FILES = {
     },
 }
 
-# The edit models are far larger than any file of their kind can be made small: a tiny Flux with one text encoder stands for
-# Qwen-Image-Edit in its own graph. For Kontext it is the family itself.
+# No file of Qwen-Image-Edit can be made small. A tiny Wan stands for it in its own graph: the same kind of VAE and of latents.
+# For Kontext it is the family itself.
 _SHEET = {
     "LoadImage": {"image": REFERENCE},
     "PistachioCharacterSheet": {"folder": SHEET_FOLDER, "pictures": 2, "resolution": 256},
     "PistachioCheckDataset": {"resolution": 256},
-    "UNETLoader": {"unet_name": "tiny_flux.safetensors"},
-    "VAELoader": {"vae_name": "tiny_vae_16.safetensors"},
     "KSampler": {"steps": 1, "cfg": 1.0},
 }
 SHEETS = {
-    "character_sheet": _SHEET | {"CLIPLoader": {"clip_name": "tiny_t5xxl.safetensors", "type": "chroma"}},
-    "character_sheet_kontext": _SHEET | {"DualCLIPLoader": {"clip_name1": "tiny_clip_l.safetensors", "clip_name2": "tiny_t5xxl.safetensors"}},
+    # one picture: its text nodes enlarge the reference to a megapixel and encode it, once for each prompt
+    "character_sheet": _SHEET | FILES["wan21"] | {
+        "CLIPLoader": FILES["wan21"]["CLIPLoader"] | {"type": "wan"}, "PistachioCharacterSheet": _SHEET["PistachioCharacterSheet"] | {"pictures": 1},
+    },
+    "character_sheet_kontext": _SHEET | FILES["flux"],
 }
 
 
