@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.sd
 import comfy.utils
@@ -70,8 +70,9 @@ def _sees(tokens: Any) -> bool:
 
 @dataclass(kw_only=True, slots=True)
 class HostCaptioner:
-    """`dataset.joycaption.lazy.Captioner` over a CLIP. It answers one picture at a time."""
+    """`dataset.joycaption.lazy.Captioner` over a CLIP."""
 
+    most_at_once: ClassVar[int | None] = 1
     clip: Any
     kind: str = GENERAL
 

@@ -110,7 +110,8 @@ def caption_dataset(
                     dataset=dataset, history=history, captioner=captioner, request=request, trigger=trigger, finish=finish, captions=captions,
                     outcome=outcome, notes=notes, progress=progress, check_interrupted=check_interrupted,
                 )
-                job.run(list(waiting.values()), batch_size)
+                # one that answers one by one saves one by one
+                job.run(list(waiting.values()), min(batch_size, captioner.most_at_once or batch_size))
     finally:
         if free_after:
             captioner.free()

@@ -11,7 +11,7 @@ import io
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, ClassVar, Sequence
 
 from PIL import Image
 
@@ -239,6 +239,7 @@ def _data_url(image: Image.Image) -> str:
 class LazyGgufCaptioner:
     """The settings of Load GGUF Captioner; `load_gguf` runs on first use."""
 
+    most_at_once: ClassVar[int | None] = 1
     model_file: Path
     projector_file: Path
     version: str = "auto"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Protocol, Sequence
+from typing import Callable, ClassVar, Protocol, Sequence
 
 import torch
 from PIL import Image
@@ -23,6 +23,8 @@ STORED_BYTES, NEEDED_BYTES = 2.0, {"bf16": 2.0, "fp32": 4.0, "int8": 1.15, "nf4"
 
 class Captioner(Protocol):
     """Cheap to make and pass around: memory is taken by the first `generate` and given back by `free`."""
+
+    most_at_once: int | None  # pictures in a batch; None: as many as there is memory for
 
     @property
     def kind(self) -> str:
@@ -94,6 +96,7 @@ class OwnDevice:
 class LazyJoyCaptioner:
     """The settings of Load JoyCaption; `load_joycaption` runs on first use."""
 
+    most_at_once: ClassVar[int | None] = None
     folder_or_repo: str | Path
     precision: str = "bf16"
     device: str | torch.device = "cpu"

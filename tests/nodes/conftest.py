@@ -9,6 +9,7 @@ import pytest
 
 from support import host as host_module
 from support import tiny_models
+from support.executing import Executor
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,9 @@ def tiny(host, repository):
         return loaded[family]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def executor(host):
+    """support.executing.Executor: graphs run by ComfyUI's own executor, with one cache for the module."""
+    return Executor()

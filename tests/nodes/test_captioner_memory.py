@@ -117,7 +117,7 @@ def test_words_around_a_caption_do_not_hide_its_fault(host, tmp_path):
     from pistachio.dataset.joycaption.prompts import CaptionRequest
 
     class Refuses:
-        kind, is_loaded, answers = "beta-one", True, ["I cannot do that.", "A man."]
+        kind, is_loaded, most_at_once, answers = "beta-one", True, None, ["I cannot do that.", "A man."]
 
         def prepare(self, image):
             return image

@@ -1,6 +1,5 @@
 """Dataset and caption nodes run by ComfyUI's own executor: results, caching, and errors as the canvas gets them."""
 
-import asyncio
 import os
 import shutil
 import uuid
@@ -9,56 +8,7 @@ import pytest
 import torch
 
 from support import pictures
-
-
-@pytest.fixture(scope="module")
-def executor(host):
-    """`execute(prompt)` -> the executor after it: `success`, `status_messages`, `history_result`. One cache for the module."""
-    import execution
-    import nodes as host_nodes
-    import server
-    from comfy_extras.nodes_preview_any import NODE_CLASS_MAPPINGS as PREVIEW_ANY
-    from pistachio.nodes import NODES
-
-    host_nodes.NODE_CLASS_MAPPINGS.update(PREVIEW_ANY | {node.GET_SCHEMA().node_id: node for node in NODES})
-    server.PromptServer.instance.client_id = None
-    server.PromptServer.instance.last_prompt_id = None
-    run = execution.PromptExecutor(server.PromptServer.instance, cache_args={"lru": 0, "ram": 0.0, "ram_inactive": 0.0})
-
-    def execute(prompt: dict):
-        prompt = {node_id: {**node, "inputs": dict(node["inputs"])} for node_id, node in prompt.items()}
-        prompt_id = str(uuid.uuid4())
-        valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt(prompt_id, prompt, None))
-        assert valid, node_errors
-        run.execute(prompt, prompt_id, {}, outputs)
-        return run
-
-    return execute
-
-
-def messages(executor, kind: str) -> list[dict]:
-    return [data for name, data in executor.status_messages if name == kind]
-
-
-def cached(executor) -> set[str]:
-    return set(messages(executor, "execution_cached")[0]["nodes"])
-
-
-def error_of(executor) -> str:
-    assert not executor.success
-    return messages(executor, "execution_error")[0]["exception_message"]
-
-
-def shown_text(executor, node_id: str) -> str:
-    return "\n".join(executor.history_result["outputs"][node_id]["text"])
-
-
-def refusal(prompt: dict) -> str:
-    import execution
-
-    valid, _, _, node_errors = asyncio.run(execution.validate_prompt("test", prompt, None))
-    assert not valid
-    return " ".join(error["details"] for node in node_errors.values() for error in node["errors"])
+from support.executing import refusal
 
 
 def load(folder: str, **inputs) -> dict:
@@ -74,20 +24,19 @@ def folder(host):
 
 def test_a_folder_shows_thumbnails_and_is_read_again_only_when_it_changed(executor, folder):
     prompt = load(folder.name)
-    first = executor(prompt)
-    assert first.success, first.status_messages
-    (image,) = first.history_result["outputs"]["1"]["images"]
+    first = executor.ok(prompt)
+    (image,) = first.shown("1")["images"]
     assert image["type"] == "temp"
-    assert "8 pictures, 8 with a caption." in shown_text(first, "1")
+    assert "8 pictures, 8 with a caption." in first.text("1")
 
-    assert cached(executor(prompt)) == {"1"}
+    assert executor.ok(prompt).cached == {"1"}
     (folder / "picture-01.txt").write_text("another caption", encoding="utf-8")
-    assert cached(executor(prompt)) == set()
-    assert cached(executor(prompt)) == {"1"}
+    assert executor.ok(prompt).cached == set()
+    assert executor.ok(prompt).cached == {"1"}
     (folder / "picture-02.png").unlink()
     (folder / "picture-02.txt").unlink()
-    changed = executor(prompt)
-    assert cached(changed) == set() and "7 pictures" in shown_text(changed, "1")
+    changed = executor.ok(prompt)
+    assert changed.cached == set() and "7 pictures" in changed.text("1")
 
 
 @pytest.mark.parametrize("name, words", [
@@ -100,7 +49,7 @@ def test_a_folder_shows_thumbnails_and_is_read_again_only_when_it_changed(execut
     ("a\0b", "not a usable path"),
 ])
 def test_a_bad_folder_is_refused_before_running(executor, name, words):
-    assert words in refusal(load(name))
+    assert words in refusal(load(name), "1")
 
 
 def test_a_link_out_of_the_roots_is_refused(executor, host, tmp_path):
@@ -108,7 +57,7 @@ def test_a_link_out_of_the_roots_is_refused(executor, host, tmp_path):
     link = host.input / "innocent"
     link.symlink_to(outside, target_is_directory=True)
     try:
-        assert "outside the folders" in refusal(load("innocent"))
+        assert "outside the folders" in refusal(load("innocent"), "1")
     finally:
         link.unlink()
 
@@ -117,11 +66,11 @@ def test_a_folder_of_extra_model_paths_is_allowed(executor, host, tmp_path):
     import folder_paths
 
     outside = pictures.write_folder(tmp_path / "characters" / "anna", 5)
-    assert "outside the folders" in refusal(load(str(outside)))
+    assert "outside the folders" in refusal(load(str(outside)), "1")
     folder_paths.add_model_folder_path("pistachio", str(tmp_path / "characters"))
     try:
         for name in (str(outside), "anna"):
-            assert executor(load(name)).success
+            executor.ok(load(name))
     finally:
         del folder_paths.folder_names_and_paths["pistachio"]
 
@@ -130,7 +79,7 @@ def test_an_empty_folder_is_an_error_of_the_node(executor, host):
     empty = host.input / "empty"
     empty.mkdir()
     try:
-        assert "has no pictures" in error_of(executor(load("empty")))
+        assert "has no pictures" in executor.error(load("empty"))
     finally:
         empty.rmdir()
 
@@ -142,11 +91,9 @@ def test_captioned_pictures_are_kept_and_the_captioner_is_not_loaded(executor, f
         "3": {"class_type": "PistachioCaptionDataset", "inputs": {"dataset": ["1", 0], "captioner": ["2", 0], "trigger_word": "zwx"}},
         "4": {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}},
     }
-    run = executor(prompt)
-    assert run.success, run.status_messages
-    text = shown_text(run, "3")
-    assert "8 pictures already have captions: kept; the captioner was not loaded." in text
-    assert shown_text(run, "4").count("\n") == 7 and "picture-01.png: a drawing of a" in shown_text(run, "4")
+    run = executor.ok(prompt)
+    assert "8 pictures already have captions: kept; the captioner was not loaded." in run.text("3")
+    assert run.text("4").count("\n") == 7 and "picture-01.png: a drawing of a" in run.text("4")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -155,7 +102,7 @@ def test_a_captioner_outside_the_models_folder_is_refused(executor, tmp_path):
         "2": {"class_type": "PistachioLoadJoyCaption", "inputs": {"local_folder": str(tmp_path)}},
         "4": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
     }
-    assert "outside the captioners' folders" in refusal(prompt)
+    assert "outside the captioners' folders" in refusal(prompt, "2")
 
 
 def test_a_split_is_shown_and_written(executor, host, folder):
@@ -166,20 +113,15 @@ def test_a_split_is_shown_and_written(executor, host, folder):
             "inputs": {"dataset": ["1", 0], "held_out_pictures": "picture-03, picture-05.png\npicture-01,picture-02", "write_folders": target.name},
         },
     }
-    run = executor(prompt)
-    assert run.success, run.status_messages
-    assert "4 pictures to train on, 4 held out." in shown_text(run, "2")
+    assert "4 pictures to train on, 4 held out." in executor.ok(prompt).text("2")
     held_out = {path.name for path in (target / "eval").glob("*.png")}
     assert held_out == {"picture-01.png", "picture-02.png", "picture-03.png", "picture-05.png"}
     assert len(list((target / "train").glob("*.txt"))) == 4
 
 
 def test_a_split_can_not_be_written_outside_output(executor, folder):
-    import execution
-
     prompt = load(folder.name) | {"2": {"class_type": "PistachioSplitDataset", "inputs": {"dataset": ["1", 0], "write_folders": "../../x"}}}
-    _, _, _, node_errors = asyncio.run(execution.validate_prompt("test", prompt, None))
-    assert "not a folder below ComfyUI's output folder" in node_errors["2"]["errors"][0]["details"]
+    assert "not a folder below ComfyUI's output folder" in refusal(prompt, "2")
 
 
 # ---- encoding ----------------------------------------------------------------
@@ -341,21 +283,15 @@ def test_joycaption_captions_a_folder_through_the_nodes(host, executor):
             "temperature": 2.0, "top_p": 1.0, "max_new_tokens": 2048, "seed": 3,
         }},
     }
-    ran = execute_ok(executor, prompt)
+    ran = executor.ok(prompt)
     made = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
     assert len(made) == 5 and all(text.startswith("zwx, ") and len(text) > 6 for text in made.values())
     assert len(set(made.values())) == 5
-    assert "5 pictures captioned" in shown_text(ran, "caption")
+    assert "5 pictures captioned" in ran.text("caption")
     assert comfy_memory_is_free()
-    again = execute_ok(executor, {**prompt, "caption": {**prompt["caption"], "inputs": {**prompt["caption"]["inputs"], "seed": 4}}})
-    assert "the captioner was not loaded" in shown_text(again, "caption")
+    again = executor.ok({**prompt, "caption": {**prompt["caption"], "inputs": {**prompt["caption"]["inputs"], "seed": 4}}})
+    assert "the captioner was not loaded" in again.text("caption")
     assert {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))} == made
-
-
-def execute_ok(executor, prompt):
-    ran = executor(prompt)
-    assert ran.success, messages(ran, "execution_error")
-    return ran
 
 
 def comfy_memory_is_free() -> bool:

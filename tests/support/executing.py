@@ -46,11 +46,23 @@ class Executor:
     def cached(self) -> set[str]:
         return set(self._messages("execution_cached")[0]["nodes"])
 
+    def shown(self, node_id: str) -> dict:
+        return self._run.history_result["outputs"][node_id]
+
     def text(self, node_id: str) -> str:
-        return "\n".join(self._run.history_result["outputs"][node_id]["text"])
+        return "\n".join(self.shown(node_id)["text"])
 
     def ran(self, node_id: str) -> bool:
         return node_id in self._run.history_result["outputs"]
 
     def _messages(self, kind: str) -> list[dict]:
         return [data for name, data in self._run.status_messages if name == kind]
+
+
+def refusal(prompt: dict, node_id: str) -> str:
+    """What the host says of a node before it runs anything. Needs an Executor, which makes the nodes known."""
+    import execution
+
+    # its own answer "valid" speaks for the prompt: another output may be fine
+    _, _, _, node_errors = asyncio.run(execution.validate_prompt("test", prompt, None))
+    return " ".join(error["details"] for error in node_errors[node_id]["errors"])

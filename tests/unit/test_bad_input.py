@@ -34,8 +34,8 @@ class Says:
 
     kind, is_loaded = "beta-one", True
 
-    def __init__(self, meanwhile=lambda batch: None):
-        self.meanwhile, self.batches = meanwhile, 0
+    def __init__(self, meanwhile=lambda batch: None, most_at_once=None):
+        self.meanwhile, self.most_at_once, self.batches = meanwhile, most_at_once, 0
 
     def prepare(self, image):
         return image
@@ -127,6 +127,19 @@ def test_a_caption_that_appears_in_the_last_moment_is_kept(folder, monkeypatch):
     result = caption_dataset(dataset, Says(), REQUEST)
     assert text(folder / "p3.txt") == "in the last moment" and "p3.png got a caption from someone else" in " ".join(result.notes)
     assert {p.relative_path: p.caption for p in result.pictures}["p3.png"] == "in the last moment"
+
+
+def test_a_captioner_that_answers_one_by_one_saves_one_by_one(folder):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(batch):
+        if batch == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        caption_dataset(load_folder(folder), Says(cancel, most_at_once=1), REQUEST, batch_size=8)
+    assert [text(folder / f"p{n}.txt") is not None for n in range(1, 9)] == [True] * 3 + [False] * 5
 
 
 # ---- files -------------------------------------------------------------------------------

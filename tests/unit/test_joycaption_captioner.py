@@ -52,7 +52,7 @@ class CountedLoads(OwnDevice):
 class Answers:
     """A captioner that reads its answers from a table: `{attempt: {grey value of the picture: text}}`. What it was asked is in `asked`."""
 
-    kind, is_loaded = "beta-one", True
+    kind, is_loaded, most_at_once = "beta-one", True, None
 
     def __init__(self, *tables):
         self.tables, self.asked, self.temperatures = tables, [], []
