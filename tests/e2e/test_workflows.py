@@ -167,6 +167,14 @@ def test_caption_only_shows_the_captions(server, prompt_of):
     assert len(captions) == 8 and all("ohwx" in line for line in captions)
 
 
+def test_caption_and_review_goes_from_the_folder_to_a_split(server, prompt_of):
+    prompt = prompt_of("caption_and_review")
+    result = server.run_ok(prompt)
+    (told,) = result.outputs[by_type(prompt, "PistachioReviewDataset")[0]]["pistachio_review"]
+    assert told["notes"][0] == "8 pictures go on." and Path(told["folder"]).name == tiny_workflows.FOLDER
+    assert "4 held out" in result.outputs[by_type(prompt, "PistachioSplitDataset")[0]]["text"][0]
+
+
 @pytest.mark.parametrize("name", tiny_workflows.SHEETS)
 def test_a_character_sheet_is_made_once_and_reviewed(server, prompt_of, name):
     folder = server.base / "input" / tiny_workflows.SHEET_FOLDER

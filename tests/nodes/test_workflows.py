@@ -30,7 +30,7 @@ def box(node: dict) -> tuple[float, float, float, float]:
 
 def test_every_family_and_job_has_one():
     assert {path.stem for path in FILES} == {
-        *(f"train_character_{family}" for family in ("sd15", "sdxl", "sd35", "flux", "wan21")), "caption_only", "continue_run",
+        *(f"train_character_{family}" for family in ("sd15", "sdxl", "sd35", "flux", "wan21")), "caption_only", "caption_and_review", "continue_run",
         "character_sheet", "character_sheet_kontext",
     }
 

@@ -232,6 +232,28 @@ JoyCaption describes every picture of `input/my_character` and saves a `.txt` fi
 The model (about 17 GB) is downloaded at the first picture that has no caption, and freed afterwards.
 """
 
+REVIEW_START_NOTE = """
+## From a messy folder to a set
+
+1. Put the pictures into `input/my_character` and press **Run**: JoyCaption describes those that have no caption.
+2. Review them in group 2, at any time, also while it runs.
+3. Press **Run** again: group 3 says what is still wrong.
+
+The captioner (about 17 GB) is downloaded at the first picture without a caption. Captions that you wrote or corrected are never overwritten.
+"""
+
+REVIEW_NOTE = """
+Choose **To look at** above the grid: captions that the captioner itself has doubts about. **Enter** edits, **A** accepts. Then **All**: **X** excludes a picture from training, **H** holds it out to measure with.
+
+**Check** finds blur, near-duplicates and more, and the filter shows them. **Ctrl+Z** undoes, tomorrow too. **?** shows all keys. No picture is ever deleted.
+"""
+
+AFTER_REVIEW_NOTE = """
+Name a caption's *changeable* things: clothes, place, light, expression. Leave out what belongs to the character: it goes to the trigger word `{trigger}`.
+
+Then open a *train character* template with the same folder: it takes the captions, exclusions and held-out marks of the review.
+"""
+
 CONTINUE_NOTE = """
 ## Go on with a run
 
@@ -290,6 +312,23 @@ def caption_only(graph) -> None:
     )
     graph.add("PreviewAny", (1250, 0), (520, 860), source=captions, title="Captions")
     graph.group("Caption a folder", (-30, -110, 1830, 1000), GREEN)
+
+
+def caption_and_review(graph) -> None:
+    graph.note((0, 0), (360, 330), REVIEW_START_NOTE, title="Read me")
+    (dataset,) = graph.add("PistachioLoadImageFolder", (0, 380), (360, 480), folder="my_character")
+    (captioner,) = graph.add("PistachioLoadJoyCaption", (410, 0), (360, 130))
+    captioned, _ = graph.add(
+        "PistachioCaptionDataset", (410, 190), (360, 670), dataset=dataset, captioner=captioner, trigger_word=TRIGGER,
+    )
+    graph.group("1  Pictures and captions", (-30, -110, 830, 1000), GREEN)
+    (reviewed,) = graph.add("PistachioReviewDataset", (860, 0), (900, 640), dataset=captioned, trigger_word=TRIGGER)
+    graph.note((860, 690), (900, 170), REVIEW_NOTE, title="Reviewing")
+    graph.group("2  Review", (830, -110, 960, 1000), BLUE)
+    checked, _, _ = graph.add("PistachioCheckDataset", (1850, 0), (520, 860), dataset=reviewed, trigger_word=TRIGGER)
+    graph.add("PistachioSplitDataset", (2420, 0), (400, 560), dataset=checked)
+    graph.note((2420, 610), (400, 250), AFTER_REVIEW_NOTE.format(trigger=TRIGGER), title="What comes next")
+    graph.group("3  Is it ready?", (1820, -110, 1030, 1000), PURPLE)
 
 
 def continue_run(graph) -> None:
@@ -390,6 +429,7 @@ EDIT_MODELS = (
 WORKFLOWS = {
     **{f"train_character_{family.key}": lambda graph, family=family: train_character(graph, family) for family in FAMILIES},
     "caption_only": caption_only,
+    "caption_and_review": caption_and_review,
     "continue_run": continue_run,
     **{f"character_sheet{model.key}": lambda graph, model=model: character_sheet(graph, model) for model in EDIT_MODELS},
 }
