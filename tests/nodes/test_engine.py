@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from support import tiny_objects
@@ -56,6 +58,20 @@ def test_the_blocks_are_checkpointed(prepared):
     once = len(runs) // 2
     assert once >= len(blocks) and sorted(runs[:once]) == sorted(runs[once:])
     assert {name for name, _ in blocks} == set(runs)
+
+
+@pytest.mark.parametrize("keep, in_ram", [("everything", False), ("products", True), ("attention", False)])
+def test_what_blocks_keep_changes_no_gradient(prepared, keep, in_ram, monkeypatch):
+    """Every tensor counts as large, so that all is made again that would be at full size."""
+    from pistachio.training import adapted
+    from pistachio.training.saving import Thrift, saved_blocks
+
+    everything_counts = dict(thrift=Thrift(block_input_bytes=0, tensor_bytes=0, product_flops_per_byte=8.0), worth_copying_bytes=0)
+    monkeypatch.setattr(adapted, "saved_blocks", functools.partial(saved_blocks, **everything_counts))
+    with prepared.model.training(), prepared.network(keep=keep, keep_in_ram=in_ram) as network:
+        found = prepared.gradient(network)
+    assert network.keep == keep
+    assert relative(found.double(), prepared.plain_gradient.double()) < 1e-9  # the same operations on the same numbers
 
 
 def test_a_batch_is_its_pictures_and_accumulation_is_the_larger_batch(prepared):
@@ -156,6 +172,9 @@ def test_bf16_compute_keeps_the_direction(prepared):
         half = HostModel(prepared.tiny.model, precision="bf16")
     with half.training(), prepared.network() as network:
         rounded = prepared.gradient(network, model=half)
+    with half.training(), prepared.network(keep="attention") as network:
+        made_again = prepared.gradient(network, model=half)
+    assert torch.nn.functional.cosine_similarity(made_again, rounded, dim=0) >= 0.999
     assert network.parameters.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.98
     assert relative(rounded, exact) > 1e-5  # it did compute in bf16

@@ -25,13 +25,13 @@ class Prepared:
         self.sigma = self.model.sigma_at(torch.tensor([0.7, 0.4]))
         self.conditions = [prepare(self.model.base_model, tiny.condition(text), self.latents[:1]) for text in ("a red cat", "a blue dog")]
 
-    def network(self, *, keep="everything", **settings):
+    def network(self, *, keep="everything", keep_in_ram=False, **settings):
         """`settings`: of the adapter, where they differ from the usual ones."""
         from pistachio.training.adapted import AdaptedNetwork
         from pistachio.training.config import AdapterConfig
 
         config = AdapterConfig(**{"rank": 4, "alpha": 2, "targets": self.targets, **settings})
-        network = AdaptedNetwork(self.model, config, seed=0, keep=keep)
+        network = AdaptedNetwork(self.model, config, seed=0, keep=keep, keep_in_ram=keep_in_ram)
         away = 0.05 * torch.randn(network.parameters.shape, generator=torch.Generator().manual_seed(3))
         with torch.no_grad():
             if config.kind == "lora":

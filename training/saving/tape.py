@@ -6,7 +6,7 @@ operations in place. What a saved tensor of autograd is made of is decided here:
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode_temporarily
 
 from .operations import DEAR_FLOPS_PER_BYTE, Kind, flops_per_byte, kind_of
 from .values import Geometry, Handle, Held, Origin, Recipe, Reference, Replay, Value, common_origin, copy_of, geometry_of, version_of
@@ -103,19 +103,24 @@ class Tape(TorchDispatchMode):
     def _call(self, run: Callable, args: tuple, define: Callable) -> Any:
         was_paused, self._is_paused = self._is_paused, True
         try:
-            out = run(*args)
+            # Stepping aside spares each operation in there a call; beneath another mode the tape can't.
+            with _pop_mode_temporarily() if _get_current_dispatch_mode() is self else nullcontext():
+                out = run(*args)
         finally:
             self._is_paused = was_paused
         if not was_paused:
             define(run, args, {}, out)
         return out
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would wrap what follows against being compiled, which costs more than what it does."""
+        return False
+
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._is_paused:
-            return operation(*args, **kwargs)
         kind = kind_of(operation)
-        if kind is Kind.VIEW:
+        if kind is Kind.VIEW or self._is_paused:
             return operation(*args, **kwargs)
         if kind is Kind.CHEAP:
             out = operation(*args, **kwargs)
