@@ -29,7 +29,9 @@ class Check:
 
 
 def check_family(network: Network, device: torch.device) -> list[Check]:
-    return [check for run in (_gradients, _file, _evaluation, _restored) for check in run(network, device)]
+    from gpu_runtime import check_runtime
+
+    return [check for run in (_gradients, _file, _evaluation, check_runtime, _restored) for check in run(network, device)]
 
 
 def _patcher(network: Network, device: torch.device):
