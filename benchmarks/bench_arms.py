@@ -162,6 +162,50 @@ class Ours(_OnHostModel):
         return clock
 
 
+class Planned(Ours):
+    """Ours under the plan that is chosen for a limit, on a card with the allocator held to it. Its weights stay in the format they have."""
+
+    def __init__(self, workload: Workload, *, limit_gb: float):
+        from pistachio.bridge.planning import Planner
+        from pistachio.training.config.memory import MemoryConfig
+
+        super().__init__(workload)
+        self.limit_bytes = round(limit_gb * 1e9)
+        on_cpu = self.model.device.type == "cpu"
+        # On a CPU every network fits: one block is streamed all the same, so that a rehearsal runs that path too.
+        memory = MemoryConfig(limit_gb=limit_gb, base_format="as-loaded", blocks_streamed=1 if on_cpu else -1, keep="blocks" if on_cpu else "auto")
+        planner = Planner(
+            workload.model, self.items, self.config(targets=self.targets), memory, device=self.model.device, has_held_out=False, limit=self.limit_bytes,
+        )
+        self.plan = planner.choose().plan
+        self.keep = self.plan.keep
+
+    def run(self, steps: int, clock: StepClock | None = None) -> StepClock:
+        from pistachio.training.streaming.context import streamed
+        from pistachio.training.trainer import Trainer
+
+        clock, plan = clock or StepClock(), self.plan
+        with self.model.training(), streamed(self.model, plan.blocks_streamed):
+            self._hold_to_limit()
+            self.trainer = Trainer(
+                self.model, self.items, self.config(targets=self.targets), keep=plan.keep, keep_in_ram=plan.keep_in_ram, micro_batch=plan.batch_size,
+                optimizer_place=plan.optimizer_state, average_place=plan.weight_average,
+            )
+            with self.trainer.network:
+                for _ in range(steps):
+                    self.trainer.advance()
+                    clock.mark()
+        return clock
+
+    def _hold_to_limit(self) -> None:
+        """From here on: the network was made on the card whole, and what is streamed has left it by now."""
+        device = self.model.device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, self.limit_bytes / torch.cuda.get_device_properties(device).total_memory), device)
+            torch.cuda.reset_peak_memory_stats(device)
+
+
 class Floor(_OnHostModel):
     """Forward and backward of the host's own frozen layers with no adapter: what a trainer can't go below by much.
 

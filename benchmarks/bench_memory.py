@@ -60,6 +60,7 @@ def predicted(planner, keep: str):
 def measure_tiny(host, family: str, keeps) -> list[dict]:
     """Both figures are beyond the base's own weights, which stand beside them."""
     import torch
+    from pistachio.bridge.planning import UNTRACEABLE
 
     workload = tiny_workload(host, family)
     ours = Ours(workload)
@@ -67,14 +68,14 @@ def measure_tiny(host, family: str, keeps) -> list[dict]:
     try:
         planner = planner_for(workload.model, ours.items, ours.config(), device=torch.device("cpu"))
         reason = None
-    except (RuntimeError, NotImplementedError) as error:
+    except UNTRACEABLE as error:
         reason = f"not traceable: {str(error).splitlines()[0]}"
     for keep in keeps:
         plan = None
         if reason is None:
             try:
                 plan = predicted(planner, keep)
-            except (RuntimeError, NotImplementedError) as error:
+            except UNTRACEABLE as error:
                 reason = f"not traceable: {str(error).splitlines()[0]}"
         arm = Ours(workload, keep=keep)
         measured = peak_bytes(lambda: arm.run(STEPS))

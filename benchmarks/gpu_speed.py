@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from bench_arms import LEARNING_RATE, BuiltIn, Ours, StepClock, Workload, _OnHostModel
+from bench_arms import LEARNING_RATE, BuiltIn, Ours, Planned, StepClock, Workload, _OnHostModel
 from gpu_models import REHEARSED_BY, Network, build_patcher, captions, full_networks, latents, small_networks
 
 RANK = 32
@@ -78,7 +78,11 @@ def _bypass(workload: Workload) -> BuiltIn:
 
 ARMS = {
     "ours": lambda workload: Ours(workload),
+    "ours, products kept": lambda workload: Ours(workload, keep="products"),
+    "ours, attention kept": lambda workload: Ours(workload, keep="attention"),
     "ours, blocks checkpointed": lambda workload: Ours(workload, keep="blocks"),
+    "ours, planned for 16 GB": lambda workload: Planned(workload, limit_gb=16.0),
+    "ours, planned for 12 GB": lambda workload: Planned(workload, limit_gb=12.0),
     "built-in, default": lambda workload: BuiltIn(workload),
     "built-in, bypass, depth 2": _bypass,
     "PEFT eager, blocks checkpointed": lambda workload: Peft(workload),
@@ -113,15 +117,51 @@ def unavailable(arm: str) -> str | None:
     return None
 
 
+def predicted_bytes(arm: Ours) -> int:
+    """The peak that the planner predicts for an arm of ours, the base's weights included."""
+    from pistachio.bridge.planning import Planner
+    from pistachio.training.config.memory import MemoryConfig
+    from pistachio.training.memory.estimate import predict
+    from pistachio.training.memory.plan import MemoryPlan
+
+    if isinstance(arm, Planned):
+        return arm.plan.phases["step"]
+    config = arm.config(targets=arm.targets)
+    planner = Planner(arm.workload.model, arm.items, config, MemoryConfig(), device=arm.model.device, has_held_out=False, limit=1)
+    return predict(MemoryPlan(batch_size=config.batch_size, accumulation=1, keep=arm.keep), planner.facts).phases["step"]
+
+
+def _prediction(arm: Ours, peak_bytes: int | None) -> dict:
+    """Beside a measured peak; of a rehearsal only that there was one."""
+    predicted = predicted_bytes(arm)
+    if peak_bytes is None:
+        return {"peak_predicted": predicted > 0}
+    said = {"predicted_peak_gib": predicted / 2**30, "peak_over_predicted": peak_bytes / predicted}
+    return said | ({"plan": words_of_plan(arm)} if isinstance(arm, Planned) else {})
+
+
+def words_of_plan(arm: Planned) -> str:
+    from pistachio.training.memory.plan import words_of
+
+    return words_of(arm.plan)
+
+
 def measure_arm(name: str, arm: str, device: torch.device, *, rehearse: bool) -> dict:
     """Figures of one arm on a card; in a rehearsal only that it ran."""
     reason = unavailable(arm)
     if reason:
         return {"network": name, "arm": arm, "unavailable": reason}
-    trainer = ARMS[arm](workload_for(name, device, rehearse=rehearse))
+    from pistachio.training.errors import PistachioError
+
+    try:
+        trainer = ARMS[arm](workload_for(name, device, rehearse=rehearse))
+    except PistachioError as error:  # no plan fits the limit
+        return {"network": name, "arm": arm, "unavailable": str(error)}
+    is_ours = isinstance(trainer, Ours)
     if rehearse:
         marks = len(trainer.run(2).steps())
-        return {"network": name, "arm": arm, "rehearsed": marks == 1}
+        prediction = _prediction(trainer, None) if is_ours else {}
+        return {"network": name, "arm": arm, "rehearsed": marks == 1 and prediction.get("peak_predicted", True), **prediction}
     torch.cuda.synchronize()
     base_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -133,10 +173,14 @@ def measure_arm(name: str, arm: str, device: torch.device, *, rehearse: bool) ->
         return {"network": name, "arm": arm, "out_of_memory": str(error).splitlines()[0]}
     steps = clock.seconds(WARMUP)
     first = clock.marks[0].elapsed_time(clock.marks[1]) / 1e3
+    peak_bytes = torch.cuda.max_memory_allocated()
+    if isinstance(trainer, Planned):
+        torch.cuda.set_per_process_memory_fraction(1.0)
     return {
         "network": name, "arm": arm, "step_s": statistics.median(steps), "step_s_range": [min(steps), max(steps)],
         "first_step_s": first, "num_steps": len(steps), "total_s": time.perf_counter() - start,
-        "base_gib": base_bytes / 2**30, "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "base_gib": base_bytes / 2**30, "peak_gib": peak_bytes / 2**30,
+        **(_prediction(trainer, peak_bytes) if is_ours else {}),
     }
 
 

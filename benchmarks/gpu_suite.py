@@ -128,9 +128,15 @@ def _in_new_process(options: argparse.Namespace, network: str, arm: str) -> dict
     return json.loads(lines[-1])
 
 
+def _predicted(row: dict) -> str:
+    if "predicted_peak_gib" not in row:
+        return ""
+    return f", peak predicted {row['predicted_peak_gib']:.1f} GiB ({row['peak_over_predicted'] - 1:+.0%})" + (f", plan: {row['plan']}" if "plan" in row else "")
+
+
 def _words(row: dict) -> str:
     if "step_s" in row:
-        return f"{row['step_s']:.3f} s a step (first {row['first_step_s']:.2f} s), peak {row['peak_gib']:.1f} GiB, base {row['base_gib']:.1f} GiB"
+        return f"{row['step_s']:.3f} s a step (first {row['first_step_s']:.2f} s), peak {row['peak_gib']:.1f} GiB, base {row['base_gib']:.1f} GiB" + _predicted(row)
     if "forward_flop" in row:
         return f"{row['step_flop'] / 1e12:.1f} TFLOP a step without recompute, matmul {row['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s"
     if row.get("rehearsed"):

@@ -112,6 +112,7 @@ class Planner:
             base=self._bases(), optimizer=optimizer_size(network, self.config.optimizer), trace=cache(trace), forward_bytes=cache(forward),
             sample_bytes=None if samples is None else cache(lambda: forward(samples.pictures, samples.latent_shape)),
             decode_bytes=samples.decode_bytes if samples else 0, has_held_out=self.has_held_out,
+            num_blocks=len(blocks_of(self.network)),
         )
 
     def _bases(self) -> dict[str, BaseSize]:

@@ -10,6 +10,7 @@ import copy
 from contextlib import contextmanager
 from typing import Callable, Iterator
 
+import comfy.model_management
 import comfy.model_sampling
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .families import note_of
 from .model import HostModel
 
 META = torch.device("meta")
+PLENTY_BYTES = 1 << 40
 FLASH_WIDTH = 256  # of a head, at most
 
 
@@ -78,8 +80,16 @@ class ShadowModel(HostModel):
     @contextmanager
     def training(self) -> Iterator[None]:
         # For the backward too: blocks run again there.
-        with super().training(), attribute(torch.nn.functional, "scaled_dot_product_attention", _attention_of(self.runs_on.type)):
+        with (
+            super().training(), attribute(torch.nn.functional, "scaled_dot_product_attention", _attention_of(self.runs_on.type)),
+            attribute(comfy.model_management, "get_free_memory", _plenty),
+        ):
             yield
+
+
+def _plenty(_device=None, torch_free_too: bool = False):
+    """The host's chunked attention, which some networks use on a CPU, asks what is free on the device it runs on."""
+    return (PLENTY_BYTES, PLENTY_BYTES) if torch_free_too else PLENTY_BYTES
 
 
 def _attention_of(device_type: str) -> Callable[..., Tensor]:

@@ -23,7 +23,7 @@ class MemoryConfig:
 
     limit_gb: float = 0.0  # of the device's memory, in 10^9 bytes; 0 asks the card
     keep: str = AUTO  # what each block keeps for its backward
-    keep_in_ram: bool = False  # what blocks keep beyond their inputs lies in pinned memory of the computer
+    keep_in_ram: bool = False  # what blocks keep waits in pinned memory of the computer
     blocks_streamed: int = -1  # blocks whose weights stay in the computer's memory; -1 is automatic
     base_format: str = AUTO  # auto: as loaded, unless nothing else fits
     optimizer_state: str = AUTO

@@ -14,6 +14,9 @@ from .plan import AS_LOADED, MemoryPlan
 from .trace import StepTrace
 
 
+BLOCKS_ON_DEVICE = 2  # what is kept in RAM is on the device for the block in work and the one whose copy is under way
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseSize:
     """The frozen network in one format."""
@@ -40,6 +43,7 @@ class Facts:
     sample_bytes: Callable[[], int] | None = None  # peak beside the weights while samples are made
     decode_bytes: int = 0  # of the VAE while it decodes one; the host then takes the network away if it must
     has_held_out: bool = True
+    num_blocks: int = 0
 
 
 def base_on_device(size: BaseSize, num_streamed: int) -> int:
@@ -61,8 +65,8 @@ def predict(plan: MemoryPlan, facts: Facts) -> MemoryPlan:
     }
     held = sum(parts.values())
     saved, peak = step.saved_bytes, step.peak_bytes
-    if plan.keep_in_ram and plan.keep != "blocks":
-        away = max(0, saved - facts.trace(plan.batch_size, "blocks").saved_bytes)
+    if plan.keep_in_ram:
+        away = round(saved * (1 - min(1, BLOCKS_ON_DEVICE / max(1, facts.num_blocks))))
         saved, peak = saved - away, peak - away
     unpacked = 0 if plan.base_format == AS_LOADED else base.largest_layer_bytes
     working = peak - saved + unpacked
