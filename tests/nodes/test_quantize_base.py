@@ -263,6 +263,25 @@ def test_blocks_and_layers_that_are_kept(made, tiny):
             quantize_base(quantised, "nf4")
 
 
+def test_a_lora_on_the_given_model_stays_a_lora(made):
+    """The host has laid it into the weights by then; they are stored without it."""
+    import comfy.model_management
+    from pistachio.bridge.quantize import quantize_base
+
+    wan, bare, _, before = made("fp8-row")
+    key = "diffusion_model.blocks.0.ffn.0.weight"
+    with torch.inference_mode():
+        patched = wan.model.clone()
+        patched.add_patches({key: (torch.full((256, 128), 0.05),)})
+        comfy.model_management.load_models_gpu([patched])
+        assert not torch.equal(patched.model.state_dict()[key], before[key])
+        quantised, _ = quantize_base(patched, "fp8-row")
+    one, other = (model.model.get_submodule(key.removesuffix(".weight")) for model in (bare, quantised))
+    assert torch.equal(one.weight.view(torch.uint8), other.weight.view(torch.uint8))
+    assert set(quantised.patches) == {key} and torch.equal(wan.model.model.state_dict()[key], before[key])
+    assert (sampled(wan, quantised) - sampled(wan, bare)).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("family", ["qwen_image", "hunyuan_video"])
 def test_models_of_other_families(host, family):
     from pistachio.bridge.quantize import quantize_base
