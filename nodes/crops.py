@@ -23,6 +23,7 @@ from .shown import image_tensor, shown
 # A box is drawn as a widget by newer canvases unless it is said to be a socket.
 SOCKET = {"forceInput": True}
 Boxes = io.Custom("BOUNDING_BOX")
+MOST_BYTES = 16e9  # of the images of one list
 
 
 class DatasetImages(io.ComfyNode):
@@ -51,12 +52,23 @@ class DatasetImages(io.ComfyNode):
         pictures = stills(dataset)
         if not pictures:
             raise PistachioError("The dataset has no pictures, only videos. Connect a set of pictures to Dataset Images.")
+        needed = sum(_size_bytes(picture, longest_side) for picture in pictures)
+        if needed > MOST_BYTES:
+            raise PistachioError(
+                f"{plural(len(pictures), 'image')} of this size would take {needed / 1e9:.0f} GB of memory at once. Lower 'longest_side' on Dataset Images, or use the "
+                "detectors of Crop Subjects, which look at one picture after the other."
+            )
         progress, images = NodeProgress(cls.hidden.unique_id), []
         for done, picture in enumerate(pictures, 1):
             check_interrupted()
             images.append(image_tensor(_limited(read_rgb(picture.path), longest_side)))
             progress(done, len(pictures))
         return io.NodeOutput(images, [picture.caption or "" for picture in pictures], [picture.relative_path for picture in pictures])
+
+
+def _size_bytes(picture: Picture, longest_side: int) -> float:
+    share = min(1.0, longest_side / max(picture.width, picture.height)) if longest_side else 1.0
+    return picture.width * picture.height * share * share * 12  # three floats a pixel
 
 
 def _limited(image: Image.Image, longest_side: int) -> Image.Image:

@@ -177,6 +177,19 @@ def test_boxes_of_smaller_images_are_scaled_to_the_files(executor, pictures, hos
             clone.execute([dataset], bboxes=wrong, images=images, crops_folder=["cut"])
 
 
+def test_more_images_than_memory_holds_are_refused(host, pictures):
+    from dataclasses import replace
+
+    from pistachio.dataset.folder import load_folder
+    from pistachio.nodes import DatasetImages
+
+    dataset = load_folder(pictures)
+    huge = tuple(replace(dataset.pictures[0], width=8000, height=6000) for _ in range(10_000))
+    for longest_side, gigabytes in ((0, 5760), (1024, 94)):
+        with pytest.raises(Exception, match=f"10000 images of this size would take {gigabytes} GB"):
+            DatasetImages.execute(replace(dataset, pictures=huge), longest_side)
+
+
 def test_without_anything_that_finds_subjects_it_says_what_to_connect(executor, pictures):
     assert "Connect a detector, a face detector, masks or boxes" in executor.error(crop(pictures.name))
 
