@@ -1,7 +1,9 @@
 """The race of attention backends: right before fast, failures told, and a table that stays with its run. Real functions, on the CPU."""
 
 import json
+import sys
 import time
+import types
 from dataclasses import replace
 
 import pytest
@@ -133,3 +135,32 @@ def test_other_shapes_of_the_run_use_the_nearest_raced_one():
     q, k = torch.zeros(2, 4, 64, 8), torch.zeros(2, 2, 64, 8)
     assert shape_of(q, k, None) == replace(self_attention, key_heads=2)
     assert Dispatcher(table, (SLOW, FAST)).backend(q, k, None) is FAST
+
+
+def as_xformers(q, k, v, attn_bias=None, scale=None):
+    """The package's signature and layout, [B, T, H, D]; it isn't installed with the tests."""
+    assert q.shape[2] == k.shape[2] and (attn_bias is None or attn_bias.stride(-2) % 8 == 0)
+    return MATH.run(*(t.transpose(1, 2) for t in (q, k, v)), attn_bias, scale).transpose(1, 2)
+
+
+def as_flash_attn(q, k, v, softmax_scale=None):
+    """It takes grouped queries as they are."""
+    return MATH.run(*(t.transpose(1, 2) for t in (q, k, v)), None, softmax_scale).transpose(1, 2)
+
+
+@pytest.mark.parametrize("mask", ["", "bool", "float32"])
+def test_packages_get_their_own_layout(monkeypatch, mask):
+    operations = types.SimpleNamespace(memory_efficient_attention=as_xformers)
+    monkeypatch.setitem(sys.modules, "xformers", types.SimpleNamespace(ops=operations))
+    monkeypatch.setitem(sys.modules, "xformers.ops", operations)
+    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_func=as_flash_attn))
+    packages = [b for b in BACKENDS if b.name in ("xformers", "flash-attn")]
+    heats = compete(
+        [replace(b, why_not=b.why_not if b.name == "xformers" else always) for b in packages], replace(SHAPE, key_heads=2, mask=mask), CPU,
+        time_of=lambda run, device: run() or 1.0,
+    )
+    for heat in heats:
+        assert heat.seconds == 1.0 or (heat.backend == "flash-attn" and mask and heat.reason.startswith("is wrong")), heat  # it takes no mask
+    assert "takes no mask" == packages[0].why_not(replace(SHAPE, mask="bool"), (9, 0))
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    assert packages[0].why_not(SHAPE, (9, 0)).startswith("isn't installed")

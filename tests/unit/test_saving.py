@@ -11,6 +11,7 @@ from pistachio.training import adapted as adapted_module
 from pistachio.training.adapted import AdaptedNetwork
 from pistachio.training.config import AdapterConfig
 from pistachio.training.errors import PistachioError
+from pistachio.training.memory.counting import LiveStorage
 from pistachio.training.saving import KEEPS, Thrift, saved_blocks
 from pistachio.training.saving.ram import Copies, Store
 from pistachio.training.saving.values import Value
@@ -257,6 +258,21 @@ def test_ram_is_filled_block_by_block_emptied_ahead_and_used_again(monkeypatch):
             buffers = watched.made if step == 0 else buffers
             del loss
     assert watched.made == buffers  # later steps pin nothing anew
+
+
+def test_a_models_shadow_keeps_nothing_on_its_device_either():
+    """On tensors without memory, by which a run is planned."""
+    held = {}
+    for in_ram in (False, True):
+        model = Plain()
+        model.device = torch.device("meta")
+        leaf = torch.empty(1024, device="meta", requires_grad=True)
+        with LiveStorage(model.device) as live, saved_blocks(model, "everything", in_ram=in_ram, thrift=NOTHING_IS_SMALL, worth_copying_bytes=0):
+            y = model.block(leaf * 2)
+            held[in_ram] = live.live_bytes
+            y.sum().backward()
+        assert leaf.grad.shape == leaf.shape
+    assert held == {False: 2 * 4096, True: 4096}  # the block's input is away
 
 
 def test_what_several_blocks_read_is_copied_once():
