@@ -9,7 +9,6 @@ from ..model import TrainableModel
 from .image import size_of
 
 DEFAULT_SLOTS = 2
-SLOTS = (2, 3)
 
 
 def streamed_indices(num_blocks: int, count: int) -> tuple[int, ...]:
