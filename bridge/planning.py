@@ -25,7 +25,6 @@ from ..training.memory.scratch import scratch_bytes
 from ..training.memory.search import Allowed, Choice, DoesNotFit, allowed, choose, leaner
 from ..training.memory.trace import Scratch, StepTrace, trace_forward, trace_step
 from ..training.quantization.formats import FORMATS
-from ..training.streaming.image import size_of
 from .families import blocks_of
 from .quantize import packed_bytes, size_bytes
 from .shadow import ShadowModel
@@ -119,7 +118,7 @@ class Planner:
         blocks = [block for _, block in blocks_of(self.network)]
         total = size_bytes(self.network)
         nested = _nested(blocks)
-        sizes = {AS_LOADED: BaseSize(total_bytes=total, block_bytes=() if nested else tuple(map(size_of, blocks)))}
+        sizes = {AS_LOADED: BaseSize(total_bytes=total, block_bytes=() if nested else tuple(map(size_bytes, blocks)))}
         wanted = FORMATS if self.memory.base_format == AUTO and self.device.type != "cpu" else (self.memory.base_format,)
         for name in wanted:
             if name in FORMATS and blocks:
