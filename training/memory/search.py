@@ -19,7 +19,6 @@ from .plan import AS_LOADED, MemoryPlan, size_words, words_of
 KEEP_ORDER = ("everything", "products", "attention", "blocks")
 FORMAT_ORDER = ("fp8-row", "int8-convrot", "nf4")  # by what they save; only where the base is offered in them
 EVALUATION_BATCH = 4  # keeps a forward without gradients busy
-STREAM_STEPS = 8  # numbers of streamed blocks that are tried
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,10 +93,8 @@ def ladder(config: TrainConfig, memory: MemoryConfig, choice: Allowed, facts: Fa
             yield leanest
         if memory.blocks_streamed < 0:
             count = len(facts.base[base_format].block_bytes)
-            for tenth in range(1, STREAM_STEPS + 1):
-                num_streamed = count * tenth // STREAM_STEPS
-                if num_streamed:
-                    yield replace(leanest, blocks_streamed=num_streamed)
+            for num_streamed in range(1, count + 1):
+                yield replace(leanest, blocks_streamed=num_streamed)
 
 
 def choose(config: TrainConfig, memory: MemoryConfig, choice: Allowed, facts: Facts) -> Choice:
