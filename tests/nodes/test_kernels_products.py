@@ -1,4 +1,7 @@
-"""A base in 8 bits multiplied in 8 bits both ways, through the host's own model; the exact int8 product is torch's for the CPU."""
+"""A base in 8 bits multiplied in 8 bits both ways, through the host's own model; the products are torch's for the CPU.
+
+fp8-row is Pistachio's own layer in both hosts. int8-convrot is the newer host's own, which takes no products of ours.
+"""
 
 import dataclasses
 
@@ -20,21 +23,21 @@ def quantized(host):
 
     tiny = tiny_objects.load(FAMILY)
     with torch.inference_mode():
-        model, _ = quantize_base(tiny.model, "int8-convrot")
+        model, _ = quantize_base(tiny.model, "fp8-row")
     return Prepared(type(tiny)(**{name: getattr(tiny, name) for name in tiny.__slots__ if name != "model"}, model=model))
 
 
 @pytest.fixture
 def products(monkeypatch):
-    """Int8 products asked for, counted, and taken by torch's library on this CPU."""
+    """Products asked for, counted, and taken by plain torch in the library's place."""
     counted = []
 
-    def product(a, b):
+    def product(a, b, *scales):
         counted.append((tuple(b.shape), b.data_ptr()))
-        return OPERATIONS["product_int8"].torch(a, b)
+        return OPERATIONS["product_fp8"].torch(a, b, *scales)
 
     monkeypatch.setattr(door_module, "_why_no_library", lambda device, least: "")
-    monkeypatch.setitem(OPERATIONS, "product_int8", dataclasses.replace(OPERATIONS["product_int8"], library=product))
+    monkeypatch.setitem(OPERATIONS, "product_fp8", dataclasses.replace(OPERATIONS["product_fp8"], library=product))
     yield counted
     shut_doors()
 
@@ -48,15 +51,15 @@ def test_products_in_eight_bits_are_taken_only_where_asked_for(quantized, produc
     exact = gradient(quantized)
     open_door("auto", CPU)
     assert torch.equal(gradient(quantized), exact) and products == []
-    open_door("product_int8=library", CPU)
+    open_door("product_fp8=library", CPU)
     found = gradient(quantized)
     assert len(products) > 20  # forwards and backwards
-    assert torch.nn.functional.cosine_similarity(found, exact, dim=0) >= 0.99 and not torch.equal(found, exact)
+    assert torch.nn.functional.cosine_similarity(found, exact, dim=0) >= 0.98 and not torch.equal(found, exact)
 
 
 def test_the_backward_turns_the_codes_on_their_side(quantized, products):
     stored = {module.weight.data_ptr(): tuple(module.weight.shape) for module in quantized.model.network.modules() if hasattr(module, "weight_scale")}
-    open_door("product_int8=library", CPU)
+    open_door("product_fp8=library", CPU)
     gradient(quantized)
     forward = {shape for shape, address in products if address in stored}
     turned = {shape[::-1] for shape, address in products if address not in stored}
@@ -64,7 +67,7 @@ def test_the_backward_turns_the_codes_on_their_side(quantized, products):
 
 
 def test_what_blocks_keep_does_not_change_the_gradient(quantized, products):
-    open_door("product_int8=library", CPU)
+    open_door("product_fp8=library", CPU)
     whole = gradient(quantized)
     for keep in ("blocks", "products"):
         # Block checkpointing adds up in another order, in float32 products too.
