@@ -128,3 +128,34 @@ def test_a_resumed_run_keeps_its_plan_until_the_settings_change(wan, encoded, tm
     changed = plan(MemoryConfig(keep="everything"))
     assert not changed.record.choice.pinned and changed.keep == "everything" and "settings changed" in changed.record.words[0]
     assert json.loads((folder.path / "plan.json").read_text())["left_plans"][0]["plan"]["keep"] == "blocks"
+
+
+def test_the_prediction_is_what_the_allocator_counts(wan, encoded, planner, repository):
+    """PyTorch's own allocator is asked, through the profiler: the prediction has no part in that count."""
+    import importlib.util
+
+    from pistachio.bridge.items import load_items
+    from pistachio.bridge.model import HostModel
+    from pistachio.training.memory.estimate import predict
+    from pistachio.training.memory.plan import MemoryPlan
+    from pistachio.training.trainer import Trainer
+
+    spec = importlib.util.spec_from_file_location("memory_counter", repository / "benchmarks" / "memory_counter.py")
+    counter = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(counter)
+    with torch.inference_mode():
+        model = HostModel(wan.model, precision="fp32")
+    train_set, _ = load_items(encoded, model)
+    for item in train_set.items:
+        item.latents, item.condition, item.prior_condition  # read before anything is counted
+
+    def steps():
+        trainer = Trainer(model, train_set, config(), keep="attention")
+        with trainer.network:
+            trainer.advance()
+            trainer.advance()
+
+    with model.training():
+        counted = counter.peak_bytes(steps)
+    plan = predict(MemoryPlan(batch_size=4, accumulation=1, keep="attention"), planner.facts)
+    assert plan.phases["step"] - plan.predicted["base"] == pytest.approx(counted, rel=0.05)
