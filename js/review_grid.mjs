@@ -74,6 +74,14 @@ class Tile {
     this.root.setAttribute("aria-label", `${picture.name}. ${said ? `${said}. ` : ""}${text.slice(0, SHOWN_LETTERS) || "No caption"}`);
   }
 
+  /** An attribute that is set again is a change to the browser: only what differs. @param {boolean} isCurrent */
+  mark(isCurrent) {
+    const words = String(isCurrent);
+    if (this.root.getAttribute("aria-selected") === words) return;
+    this.root.setAttribute("aria-selected", words);
+    this.root.classList.toggle("current", isCurrent);
+  }
+
   loadImage() {
     if (this.wanted && this.image.getAttribute("src") !== this.wanted) this.image.src = this.wanted;
   }
@@ -228,7 +236,7 @@ export class ReviewGrid {
         tile.show(picture, index, picture ? this.owner.topics(picture) : [], picture ? this.owner.thumbnail(picture, THUMBNAIL_PX) : "");
       });
     }
-    for (const row of this.spare) row.root.hidden = true;
+    for (const row of this.spare) if (!row.root.hidden) row.root.hidden = true;
     this.drawCurrent();
     this.imageTimer ||= window.setTimeout(() => {
       this.imageTimer = 0;
@@ -253,11 +261,11 @@ export class ReviewGrid {
     for (const row of this.rows.values()) {
       for (const tile of row.tiles) {
         const isCurrent = tile.picture !== null && Number(tile.root.dataset.index) === this.current;
-        tile.root.classList.toggle("current", isCurrent);
-        tile.root.setAttribute("aria-selected", String(isCurrent));
+        tile.mark(isCurrent);
         if (isCurrent) id = tile.root.id;
       }
     }
+    if (id === (this.root.getAttribute("aria-activedescendant") ?? "")) return;
     if (id) this.root.setAttribute("aria-activedescendant", id);
     else this.root.removeAttribute("aria-activedescendant");
   }

@@ -176,6 +176,22 @@ def test_a_caption_that_changed_meanwhile_is_shown_beside_mine(canvas, folder):
     (folder / "picture-04.txt").write_text(before)
 
 
+def test_a_text_that_cannot_be_saved_is_kept_until_it_is(canvas, folder):
+    load(canvas, folder)
+    page, before = canvas.page, text(folder, 6)
+    page.route("**/pistachio/review/caption", lambda route: route.abort())
+    page.locator(f"{VIEW} .tile", has_text="picture-06.png").dblclick()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("kept")
+    page.locator(f"{VIEW} .search").click()
+    status(canvas, "Not saved")
+    assert "kept" in page.locator(f"{VIEW} .tile", has_text="not saved").text_content() and text(folder, 6) == before
+    page.unroute("**/pistachio/review/caption")
+    page.get_by_role("button", name="Try again").click()
+    status(canvas, "picture-06.png: caption saved.")
+    assert text(folder, 6) == "kept" and page.locator(f"{VIEW} .badge.unsaved").count() == 0
+
+
 def test_the_dialog_shows_findings_and_takes_no_key_from_the_canvas(canvas, folder):
     few = write_folder(folder.parent / "canvas_few", 6, size=(64, 48))
     (few / "picture-05.txt").unlink()
