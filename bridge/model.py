@@ -92,7 +92,18 @@ class HostModel(HostStreaming, HostNoise):
         return isinstance(module, torch.nn.Conv2d)
 
     def packed_weight(self, module: torch.nn.Module, like: Tensor) -> PackedWeight | None:
-        return module.multiplied(like) if isinstance(module, PackedLinear) else None
+        if isinstance(module, PackedLinear):
+            return module.multiplied(like)
+        weight = module.weight
+        # The newer host's own int8, which its forward multiplies by as it likes; here it is for the backward.
+        parameters = getattr(weight, "_params", None) if isinstance(weight, comfy.quant_ops.QuantizedTensor) else None
+        if not getattr(parameters, "convrot", False) or getattr(parameters, "transposed", False) or getattr(module, "weight_function", None):
+            return None
+        if weight.device != like.device or parameters.scale.numel() != weight.shape[0]:
+            return None
+        return PackedWeight(
+            format="int8-convrot", codes=weight._qdata, scale=parameters.scale.flatten().float(), shape=tuple(weight.shape), group=parameters.convrot_groupsize
+        )
 
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         if isinstance(module, PackedLinear):

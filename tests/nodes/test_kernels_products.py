@@ -1,6 +1,6 @@
 """A base in 8 bits multiplied in 8 bits both ways, through the host's own model; the products are torch's for the CPU.
 
-fp8-row is Pistachio's own layer in both hosts. int8-convrot is the newer host's own, which takes no products of ours.
+fp8-row is Pistachio's own layer in both hosts. int8-convrot is the newer host's own, whose forward stays its own.
 """
 
 import dataclasses
@@ -72,3 +72,29 @@ def test_what_blocks_keep_does_not_change_the_gradient(quantized, products):
     for keep in ("blocks", "products"):
         # Block checkpointing adds up in another order, in float32 products too.
         assert ((gradient(quantized, keep) - whole).norm() / whole.norm()).item() < 1e-6, keep
+
+
+def test_the_newer_hosts_own_int8_has_its_backward_in_eight_bits(host, monkeypatch):
+    from pistachio.bridge.quantize import host_has_int8_convrot, quantize_base
+
+    if not host_has_int8_convrot():
+        pytest.skip("this ComfyUI has no int8 layers of its own")
+    turned = []
+
+    def product(a, b):
+        turned.append(tuple(b.shape))
+        return OPERATIONS["product_int8"].torch(a, b)
+
+    monkeypatch.setattr(door_module, "_why_no_library", lambda device, least: "")
+    monkeypatch.setitem(OPERATIONS, "product_int8", dataclasses.replace(OPERATIONS["product_int8"], library=product))
+    tiny = tiny_objects.load(FAMILY)
+    with torch.inference_mode():
+        model, _ = quantize_base(tiny.model, "int8-convrot")
+    prepared = Prepared(type(tiny)(**{name: getattr(tiny, name) for name in tiny.__slots__ if name != "model"}, model=model))
+    exact = gradient(prepared)
+    open_door("product_int8=library", CPU)
+    try:
+        found = gradient(prepared)
+    finally:
+        shut_doors()
+    assert len(turned) > 5 and torch.nn.functional.cosine_similarity(found, exact, dim=0) >= 0.99
