@@ -190,6 +190,7 @@ def test_a_text_that_cannot_be_saved_is_kept_until_it_is(canvas, folder):
     page.get_by_role("button", name="Try again").click()
     status(canvas, "picture-06.png: caption saved.")
     assert text(folder, 6) == "kept" and page.locator(f"{VIEW} .badge.unsaved").count() == 0
+    (folder / "picture-06.txt").write_text(before)
 
 
 def test_the_dialog_shows_findings_and_takes_no_key_from_the_canvas(canvas, folder):
