@@ -14,7 +14,7 @@ from ..dataset.findings import NOTE, STOP, WARNING, Report
 from ..dataset.folder import folder_fingerprint, load_folder
 from ..dataset.quality_checks import check_dataset
 from ..training.errors import PistachioError
-from .folders import pictures_index
+from .folders import allowed_roots, pictures_index
 
 log = logging.getLogger(__name__)
 KEPT = 8  # of the last folders
@@ -39,7 +39,9 @@ class _Job:
 
     def _run(self) -> None:
         try:
-            dataset = load_folder(self.asked.folder, recursive=self.asked.recursive, index=pictures_index(), progress=self._progress(0))
+            dataset = load_folder(
+                self.asked.folder, recursive=self.asked.recursive, roots=allowed_roots(), index=pictures_index(), progress=self._progress(0),
+            )
             self.report = check_dataset(
                 dataset, trigger_word=self.asked.trigger_word, resolution=self.asked.resolution, progress=self._progress(len(dataset.pictures))
             )

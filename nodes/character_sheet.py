@@ -155,7 +155,7 @@ class SaveToDataset(io.ComfyNode):
             saved = save_pictures(path, [picture for batch in batches for picture in batch], _captions(captions, batches), name=check_name(one(name)))
             words = saved.words
         dataset = load_folder(
-            path, trigger_word=told, index=folders.pictures_index(), progress=NodeProgress(one(cls.hidden.unique_id), unit="pictures"),
+            path, trigger_word=told, roots=folders.allowed_roots(), index=folders.pictures_index(), progress=NodeProgress(one(cls.hidden.unique_id), unit="pictures"),
             check_interrupted=check_interrupted,
         )
         left = order.total - order.made - len(order.shots) if order is not None else 0
