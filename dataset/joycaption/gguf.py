@@ -17,7 +17,7 @@ from PIL import Image
 
 from ...training.errors import PistachioError
 from .gguf_file import LANGUAGE_MODEL, PROJECTOR, GgufFile, read_gguf
-from .lazy import Residence
+from .lazy import OnFirstUse, Residence
 from .model import Generated, model_kind, squashed
 from .prompts import SYSTEM_PROMPTS, CaptionRequest, build_prompt
 
@@ -236,7 +236,7 @@ def _data_url(image: Image.Image) -> str:
 
 
 @dataclass(kw_only=True, slots=True)
-class LazyGgufCaptioner:
+class LazyGgufCaptioner(OnFirstUse):
     """The settings of Load GGUF Captioner; `load_gguf` runs on first use."""
 
     most_at_once: ClassVar[int | None] = 1
@@ -247,18 +247,6 @@ class LazyGgufCaptioner:
     gpu_layers: int = ALL_LAYERS
     residence: Residence | None = None  # None: nobody else's memory to ask for
     _loaded: GgufCaptioner | None = field(default=None, repr=False)
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._loaded is not None and not self._loaded.is_freed
-
-    @property
-    def kind(self) -> str:
-        return self._load().kind
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        loaded = self._loaded  # not `_load`: this runs on other threads
-        return image if loaded is None else loaded.prepare(image)
 
     def generate(
         self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None, check_interrupted: Callable[[], None] | None = None

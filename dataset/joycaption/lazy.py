@@ -92,20 +92,10 @@ class OwnDevice:
         pass
 
 
-@dataclass(kw_only=True, slots=True)
-class LazyJoyCaptioner:
-    """The settings of Load JoyCaption; `load_joycaption` runs on first use."""
+class OnFirstUse:
+    """What captioners share that load their model when the first picture needs it. They keep it in `_loaded` and have `_load`."""
 
-    most_at_once: ClassVar[int | None] = None
-    folder_or_repo: str | Path
-    precision: str = "bf16"
-    device: str | torch.device = "cpu"
-    models_folder: Path | None = None
-    version: str = "auto"
-    progress: Callable[[int, int], None] = lambda done, total: None  # bytes of the download
-    check_interrupted: Callable[[], None] = lambda: None  # asked while downloading
-    residence: Residence | None = None  # None: `device`
-    _loaded: JoyCaptioner | None = field(default=None, repr=False)
+    __slots__ = ()
 
     @property
     def is_loaded(self) -> bool:
@@ -118,6 +108,22 @@ class LazyJoyCaptioner:
     def prepare(self, image: Image.Image) -> Image.Image:
         loaded = self._loaded  # not `_load`: this runs on other threads
         return image if loaded is None else loaded.prepare(image)
+
+
+@dataclass(kw_only=True, slots=True)
+class LazyJoyCaptioner(OnFirstUse):
+    """The settings of Load JoyCaption; `load_joycaption` runs on first use."""
+
+    most_at_once: ClassVar[int | None] = None
+    folder_or_repo: str | Path
+    precision: str = "bf16"
+    device: str | torch.device = "cpu"
+    models_folder: Path | None = None
+    version: str = "auto"
+    progress: Callable[[int, int], None] = lambda done, total: None  # bytes of the download
+    check_interrupted: Callable[[], None] = lambda: None  # asked while downloading
+    residence: Residence | None = None  # None: `device`
+    _loaded: JoyCaptioner | None = field(default=None, repr=False)
 
     def generate(
         self, images: Sequence[Image.Image], request: CaptionRequest, *, seed: int | None = None, check_interrupted: Callable[[], None] | None = None
