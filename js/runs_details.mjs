@@ -3,6 +3,7 @@
  * One run's page in the sidebar: its curve, its words, its checkpoints, and what may be done with it.
  */
 
+import { openCheckpoints } from "./checkpoints.mjs";
 import { continueRun } from "./continue.mjs";
 import { element } from "./elements.mjs";
 import { asked, confirmed, getJson, nodesOnCanvas, postJson, toast } from "./host.mjs";
@@ -38,22 +39,26 @@ export function detailsOf(run, places) {
   button("Rename", "Gives the run's folder another name; files in models/loras keep theirs", () => rename(run, places));
   button("Open folder", "Opens the run's folder on the machine that runs ComfyUI", () => act(run, "show_folder", {}));
   button("Delete", "Moves the run to the folder .trash beside the runs", () => trash(run, places));
+  const compare = element("button", { textContent: "Compare checkpoints", title: "The same prompts and seeds at each step", hidden: true });
+  buttons.prepend(compare);
   const line = [facts(run, new Date()), `${run.num_pictures} pictures`, size(run.size_bytes)].filter(Boolean).join(" · ");
   const page = element(
     "div", { className: "details" },
     element("div", { className: "top" }, element("button", { textContent: "← All runs", onclick: places.back })),
     element("h3", { textContent: run.name }), element("div", { className: "quiet", textContent: line }), buttons, panel.root, table,
   );
-  fillIn(run, panel, table).catch((error) => toast("error", run.name, String(error.message)));
+  fillIn(run, panel, table, compare).catch((error) => toast("error", run.name, String(error.message)));
   return page;
 }
 
-/** @param {RunSummary} run @param {Panel} panel @param {HTMLTableElement} table */
-async function fillIn(run, panel, table) {
+/** @param {RunSummary} run @param {Panel} panel @param {HTMLTableElement} table @param {HTMLButtonElement} compare */
+async function fillIn(run, panel, table, compare) {
   const details = await getJson(`/pistachio/runs/${encodeURIComponent(run.name)}`);
   if (!details) return;
   const history = fromServer(details);
   panel.show(history);
+  if (details.samples?.length > 1) compare.hidden = false;
+  compare.onclick = () => openCheckpoints(details, async (step) => { await installed(run, step); });
   const rows = run.checkpoints.map((step) => {
     const measured = history.evaluations.find((evaluation) => evaluation.step === step);
     const install = element("button", { textContent: "Install", title: `Puts step ${step} into models/loras` });
@@ -78,13 +83,19 @@ async function act(run, action, content) {
 /** @param {RunSummary} run @param {number} step @param {HTMLButtonElement} button */
 async function installStep(run, step, button) {
   button.disabled = true;
+  if (await installed(run, step)) button.textContent = "Installed";
+  else button.disabled = false;
+}
+
+/** Says how it went. @param {RunSummary} run @param {number} step */
+async function installed(run, step) {
   try {
     const { lora_name: file } = await act(run, "install", { step });
-    button.textContent = "Installed";
     toast("success", `Step ${step} is installed`, `models/loras/${file}. Press R on the canvas to see it in LoRA loaders.`);
+    return true;
   } catch (error) {
-    button.disabled = false;
     toast("error", `Step ${step} can't be installed`, String(error instanceof Error ? error.message : error));
+    return false;
   }
 }
 

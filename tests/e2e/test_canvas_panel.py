@@ -156,7 +156,9 @@ def test_the_chart_answers_the_pointer(canvas, server, request):
     wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
     page = canvas.page
     assert page.locator(f"{PANEL} rect.tied").count() == 1 and page.locator(f"{PANEL} path.trained").count() == 1
-    box = page.locator(f"{PANEL} circle.dot.chosen").bounding_box()
+    page.wait_for_timeout(500)  # the panel takes its last size
+    # In one call of the page: a redraw replaces the dots.
+    box = page.evaluate("dot => document.querySelector(dot).getBoundingClientRect().toJSON()", f"{PANEL} circle.dot.chosen")
     x, y = box["x"] + box["width"] / 2, box["y"] + 20
     page.mouse.move(x, y)
     page.wait_for_selector(f"{PANEL} .readout")

@@ -1,9 +1,11 @@
 """The list of runs in the sidebar, in a real browser: search, open, compare, install, rename, continue, trash."""
 
 import json
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 
 from pistachio.training.run import RunFolder
 from support.canvas import Canvas
@@ -25,6 +27,11 @@ def write_run(server, name, percents, *, base=2.0, trigger="ohwx"):
     folder.write_json("dataset.json", {"trigger_word": trigger, "pictures": [{}] * 20})
     rows = [{"kind": "train", "step": step, "loss": 1.0, "loss_ema": 1.0} for step in range(1, 201)]
     rows += [evaluation(100 * i, percent, base=base) for i, percent in enumerate(percents)]
+    for step in (0, 100, 200):
+        picture = BytesIO()
+        Image.new("RGB", (64, 64), (step, 120, 60)).save(picture, "PNG")
+        (file,) = folder.save_samples(step, {"00-with-trigger.png": picture.getvalue()})
+        rows.append({"kind": "sample", "step": step, "pictures": [{"file": file, "prompt": f"a portrait at step {step}", "with_trigger": True, "seed": 0}]})
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for step in (100, 200):
         folder.save_checkpoint(step, {"x.lora_A.weight": torch.full((1, 1), float(step))}, {}, {}, {})
@@ -101,6 +108,26 @@ def test_a_checkpoint_is_installed_from_the_list(tab, server):
     assert (server.base / "models" / "loras" / "side mia-step200.safetensors").is_file()
     assert tab.locator("tr.chosen").text_content().startswith("100, chosen")
     assert tab.locator("circle.dot").count() == 3
+
+
+def test_checkpoints_are_compared_by_their_samples_and_one_is_taken(tab, canvas, server):
+    page, dialog = canvas.page, canvas.page.locator(".pistachio-checkpoints")
+    tab.get_by_role("button", name="side tom", exact=True).click()
+    tab.get_by_role("button", name="Compare checkpoints").click()
+    assert dialog.locator("output").text_content() == "Step 100 · held-out loss −4.0 % · chosen"
+    page.wait_for_function("() => document.querySelector('.pistachio-checkpoints .set:not([hidden]) img').naturalWidth > 0")
+    page.keyboard.press("ArrowRight")
+    assert dialog.locator("output").text_content() == "Step 200 · held-out loss +3.0 %"
+    assert "step 200" in dialog.locator(".set:not([hidden]) figcaption").first.text_content()
+    dialog.get_by_role("button", name="Use this one").click()
+    page.wait_for_function("() => !document.querySelector('.pistachio-checkpoints .top button').disabled")
+    assert (server.base / "models" / "loras" / "side tom-step200.safetensors").is_file()
+    assert RunFolder(server.base / "output" / "pistachio" / "side tom").report()["override"]["step"] == 200
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert "the base model" in dialog.locator("output").text_content() and dialog.get_by_role("button", name="Use this one").is_disabled()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
 
 
 def test_the_trigger_is_copied(tab, canvas):
