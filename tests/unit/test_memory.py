@@ -158,3 +158,12 @@ def test_a_micro_batch_of_the_plan_gives_the_same_step():
         return trainer.network.parameters.detach().clone()
 
     torch.testing.assert_close(after(0), after(2), rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_that_are_added_up_take_no_room_beside_the_first():
+    """Three slices of one tensor: autograd holds the sum so far and the next slice's gradient, each as large as the tensor."""
+    x = torch.randn(100_000, requires_grad=True)
+    with LiveStorage(torch.device("cpu")) as count:
+        (x[:1].sum() + x[1:2].sum() + x[2:3].sum()).backward()
+    whole = x.numel() * x.element_size()
+    assert 2 * whole <= count.peak_bytes < 2.1 * whole

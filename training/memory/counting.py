@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+NO_BACKWARD = -1  # torch's number of the backward that runs, where none does
+
 
 class LiveStorage(TorchDispatchMode):
     """Memory that was allocated inside the context and is still held, and the most that it ever was.
@@ -32,6 +34,10 @@ class LiveStorage(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        # Where autograd adds up the gradients of a tensor it does so in place, except while somebody watches its operations as
+        # this does. The sum takes the place of the first gradient: what is held is known when that is gone, at the next operation.
+        in_place = function is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != NO_BACKWARD
         result = self._repeated(function, args, kwargs) if self.device_type == "meta" else function(*args, **kwargs)
         given: set[int] | None = None
         for tensor in _tensors(result):
@@ -45,8 +51,9 @@ class LiveStorage(TorchDispatchMode):
                 given = {each.untyped_storage()._cdata for each in _tensors((args, kwargs))}
             if key not in given:
                 self._begin(key, storage)
-        if self.scratch is not None:
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes + self.scratch(function, args, result))
+        if not in_place:
+            scratch = self.scratch(function, args, result) if self.scratch is not None else 0
+            self.peak_bytes = max(self.peak_bytes, self.live_bytes + scratch)
         return result
 
     def _repeated(self, function, args: tuple, kwargs: dict):
@@ -80,7 +87,6 @@ class LiveStorage(TorchDispatchMode):
 
         known[key] = weakref.ref(storage, ended)
         self.live_bytes += size_bytes
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
 
 # (operation, shapes and settings) -> whether it gives a tuple, and the shape, stride and type of each result
