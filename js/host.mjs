@@ -8,6 +8,7 @@
 import { app } from "../../scripts/app.js";
 // @ts-ignore
 import { api } from "../../scripts/api.js";
+import { say } from "./words.mjs";
 
 /**
  * What the pack uses of a node on the canvas.
@@ -25,6 +26,11 @@ import { api } from "../../scripts/api.js";
  * @property {(() => void) | undefined} onConfigure
  * @property {((...values: unknown[]) => void) | undefined} onConnectionsChange
  */
+
+/** @returns {string} the user's language as the host names it, for example "en" or "zh" */
+export function locale() {
+  return app.extensionManager.setting.get("Comfy.Locale") ?? "en";
+}
 
 /** @param {(node: CanvasNode) => void} whenCreated @param {string} type of node */
 export function onNode(type, whenCreated) {
@@ -60,7 +66,7 @@ export function onMessage(type, listener) {
 export async function getJson(path) {
   const response = await api.fetchApi(path, { cache: "no-store" });
   if (response.status === 404) return null;
-  if (!response.ok) throw new Error((await body(response))?.error ?? `${path}: HTTP ${response.status}`);
+  if (!response.ok) throw new Error((await body(response))?.error ?? say("error.http", { path, status: response.status }));
   return response.json();
 }
 

@@ -1,11 +1,15 @@
 // @ts-check
-/** The pack on the canvas: the one file that the host loads. Each import registers its own part. */
+/**
+ * The pack on the canvas: the one file that the host loads. The words come first, so that every part can say them
+ * from its first line on; then each part registers itself. A part is one line here.
+ */
 
-import { onNode } from "./host.mjs";
-import { reviewOnNode } from "./review_places.mjs";
-import "./runs.mjs";
-import "./train_view.mjs";
+import { locale } from "./host.mjs";
+import { speak } from "./words.mjs";
 
-const REVIEWED = ["PistachioReviewDataset"]; // nodes that carry the review of their folder
-
-for (const type of REVIEWED) onNode(type, reviewOnNode);
+await speak(locale());
+await Promise.all([
+  import("./review_places.mjs"),
+  import("./runs.mjs"),
+  import("./train_view.mjs"),
+]);

@@ -7,7 +7,7 @@
  */
 
 import { element } from "./elements.mjs";
-import { inputNode, nodesOnCanvas, onCommand, onMessage } from "./host.mjs";
+import { inputNode, nodesOnCanvas, onCommand, onMessage, onNode } from "./host.mjs";
 import { ReviewView } from "./review.mjs";
 import { button, icon } from "./review_parts.mjs";
 
@@ -132,6 +132,7 @@ export function openDialog(scope, settings = () => ({})) {
   (scope ? view.grid.root : folder).focus();
 }
 
+onNode("PistachioReviewDataset", reviewOnNode);
 onCommand("Pistachio.ReviewDataset", "Review a dataset's pictures and captions", () => {
   const node = nodesOnCanvas().find((one) => folderOf(one));
   openDialog(node ? folderOf(node) : null, () => (node ? settingsOf(node) : {}));

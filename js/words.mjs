@@ -1,0 +1,70 @@
+// @ts-check
+/**
+ * Says things in the user's language: keys are those of words/en.mjs, which every other table has too.
+ * Knows neither the host nor the page, so that node runs it; the entry calls `speak` before anything is shown.
+ */
+
+import en from "./words/en.mjs";
+
+/** @typedef {keyof typeof en} Key */
+/** @typedef {{[key in Key]: string}} Words */
+/** @template {string} T @typedef {T extends `${string}{${infer Name}}${infer Rest}` ? Name | Placeholder<Rest> : never} Placeholder */
+/** The values that a text's placeholders stand for: none where it has none. @template {string} T @typedef {[Placeholder<T>] extends [never] ? [] : [values: {[name in Placeholder<T>]: string | number}]} Values */
+/** What `x.one` and `x.other` have in common. @typedef {Key extends infer K ? K extends `${infer Stem}.other` ? Stem : never : never} CountedKey */
+
+/** Languages beside English. @type {Record<string, () => Promise<{default: Words}>>} */
+const LANGUAGES = { zh: () => import("./words/zh.mjs") };
+
+/** Four digits stay together: step 1500, but 20,000 points. @type {Intl.NumberFormatOptions} */
+const NUMBERS = { useGrouping: "min2" };
+
+/** @type {Words} */
+let words = en;
+let language = "en";
+let number = new Intl.NumberFormat(language, NUMBERS);
+let plural = new Intl.PluralRules(language);
+
+/** Loads the words of a locale of the host; English where the pack has none of it. @param {string} locale */
+export async function speak(locale) {
+  const load = Object.hasOwn(LANGUAGES, locale) ? LANGUAGES[locale] : null;
+  words = load ? (await load()).default : en;
+  language = load ? locale : "en";
+  number = new Intl.NumberFormat(language, NUMBERS);
+  plural = new Intl.PluralRules(language);
+}
+
+/** The language that is spoken, for dates and the like. */
+export function spoken() {
+  return language;
+}
+
+/**
+ * Numbers are written as the language writes them; what must stay as it is (a port, a year) is given as a string.
+ * @template {Key} K @param {K} key @param {Values<typeof en[K]>} values @returns {string}
+ */
+export function say(key, ...values) {
+  return filled(words[key], values[0] ?? {});
+}
+
+/**
+ * Takes `{key}.one`, `{key}.other` and so on, by the language's rules; the text has the number as {count}.
+ * @template {CountedKey} K @param {K} key @param {number} count
+ * @param {Record<string, string | number>} values of its other placeholders @returns {string}
+ */
+export function sayCounted(key, count, values = {}) {
+  const form = /** @type {Key} */ (`${key}.${plural.select(count)}`);
+  return filled(words[form] ?? words[/** @type {Key} */ (`${key}.other`)], { ...values, count });
+}
+
+/** @param {number} value @param {Intl.NumberFormatOptions} [options] */
+export function sayNumber(value, options) {
+  return (options ? new Intl.NumberFormat(language, { ...NUMBERS, ...options }) : number).format(value);
+}
+
+/** @param {string} text @param {Record<string, string | number>} values */
+function filled(text, values) {
+  return text.replace(/\{(\w+)\}/g, (whole, name) => {
+    const value = values[name];
+    return value === undefined ? whole : typeof value === "number" ? number.format(value) : value;
+  });
+}

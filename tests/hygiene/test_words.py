@@ -1,0 +1,67 @@
+"""What the canvas says stands in tables, one a language: the same keys and placeholders, each key said, each said key there."""
+
+import re
+
+import pytest
+
+ENTRY = re.compile(r'^  "(?P<key>[\w.]+)":\s+(?P<text>"(?:[^"\\]|\\.)*"),$')
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+SAID = re.compile(r"\b(?:say|sayCounted)\(\s*\"([\w.]+)\"")
+COUNTED = re.compile(r"\bsayCounted\(\s*\"([\w.]+)\"")
+KEY = re.compile(r"[\"'`]([a-z_]+(?:\.\w+)+)[\"'`]")  # a key in a table, that is said later
+
+
+def table(text: str) -> dict[str, str]:
+    entries = [ENTRY.match(line) for line in text.splitlines() if line.lstrip().startswith('"')]
+    assert all(entries), "a line of a table is `\"key\": \"text\",`"
+    found = {entry["key"]: entry["text"][1:-1] for entry in entries}
+    assert len(found) == len(entries), "a key stands twice"
+    return found
+
+
+def differences(english: dict[str, str], other: dict[str, str]) -> list[str]:
+    told = [f"{key} is missing" for key in english if key not in other] + [f"{key} is not in English" for key in other if key not in english]
+    for key in english.keys() & other.keys():
+        if not other[key].strip():
+            told.append(f"{key} is empty")
+        if set(PLACEHOLDER.findall(english[key])) != set(PLACEHOLDER.findall(other[key])):
+            told.append(f"{key} has other placeholders")
+    return sorted(told)
+
+
+def without_comments(source: str) -> str:
+    return re.sub(r"/\*.*?\*/", "", re.sub(r"(?<![:\"'`])//[^\n]*", "", source), flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def tables(repository) -> dict[str, dict[str, str]]:
+    return {file.stem: table(file.read_text(encoding="utf-8")) for file in (repository / "js" / "words").glob("*.mjs")}
+
+
+@pytest.fixture(scope="module")
+def sources(repository) -> dict[str, str]:
+    return {file.name: without_comments(file.read_text(encoding="utf-8")) for file in sorted((repository / "js").glob("*.*js"))}
+
+
+def test_every_language_says_the_same(tables):
+    assert set(tables) == {"en", "zh"}
+    assert differences(tables["en"], tables["zh"]) == []
+
+
+def test_a_difference_is_told():
+    english = {"a.b": "{count} pictures", "a.c": "All"}
+    assert differences(english, {"a.b": "{count} 张图片", "a.c": "全部"}) == []
+    assert differences(english, {"a.b": "图片", "a.d": "全部"}) == ["a.b has other placeholders", "a.c is missing", "a.d is not in English"]
+    assert differences(english, english | {"a.c": " "}) == ["a.c is empty"]
+
+
+def test_what_is_said_is_in_the_table_and_what_is_in_the_table_is_said(tables, sources):
+    english = tables["en"]
+    counted = {stem for source in sources.values() for stem in COUNTED.findall(source)}
+    said = {key for source in sources.values() for key in SAID.findall(source)}
+    stems = {key.rsplit(".", 1)[0] for key in english if key.endswith(".other")}
+    assert sorted(key for key in said if key not in english and key not in stems) == []
+    assert sorted(stem for stem in counted if {f"{stem}.one", f"{stem}.other"} - english.keys()) == []
+    named = said | {key for source in sources.values() for key in KEY.findall(source)}
+    unused = [key for key in english if key not in named and not (key.rsplit(".", 1)[0] in named and key.endswith((".one", ".other")))]
+    assert unused == [], "keys that no script names; a key is written out in full where it is said"
