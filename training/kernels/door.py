@@ -75,13 +75,14 @@ class Door:
         for candidate in KINDS[KINDS.index(kind):]:
             if candidate not in has:
                 continue
-            reason = self._why_not(name, candidate)
+            reason = self.why_not(name, candidate)
             if not reason:
                 return Choice(operation=name, implementation=candidate, reason="; ".join(reasons))
             reasons.append(f"{candidate}: {reason}")
         raise AssertionError(f"{name} has no torch implementation")
 
-    def _why_not(self, name: str, kind: str) -> str:
+    def why_not(self, name: str, kind: str) -> str:
+        """The reason that this kind can't run the operation here; empty where it can."""
         if kind == "torch":
             return ""
         if kind == "cuda":
