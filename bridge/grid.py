@@ -62,13 +62,13 @@ def columns_of(run: Run, *, with_base: bool = False) -> list[Column]:
     measured = {row["step"]: row["loss_delta_pct"] for row in [*folder.metrics(), *evidence_rows(folder)] if row["kind"] == "eval"}
     is_refit = bool(report and report.get("refit"))
     columns = [
-        Column(step=step, roles=tuple(found), note="not measured" if is_refit else _held_out_words(measured.get(step)))
+        Column(step=step, roles=tuple(found), note="not measured" if is_refit else held_out_words(measured.get(step)))
         for step, found in sorted(roles.items())
     ]
     return [Column(step=0, roles=("no LoRA",), note=""), *columns] if with_base else columns
 
 
-def _held_out_words(change_pct: float | None) -> str:
+def held_out_words(change_pct: float | None) -> str:
     return "not measured" if change_pct is None else f"held-out loss {change_pct:+.1f} %"
 
 
@@ -83,7 +83,7 @@ def checkpoint_grid(
     prompts = settings.prompts or _held_out_captions(run)
     encode = text_encoder(clip)
     positive, negative = [encode(prompt) for prompt in prompts], encode(settings.negative_prompt)
-    width, height = _size(run, settings)
+    width, height = size_of(run, settings)
     cells: list[list[Image.Image]] = []
     total, done = len(columns) * len(prompts) * settings.num_seeds, 0
     for column in columns:
@@ -91,7 +91,7 @@ def checkpoint_grid(
         pictures = []
         for condition in positive:
             for number in range(settings.num_seeds):
-                pictures.append(_sampled(patched, vae, condition, negative, settings, settings.seed + number, width, height, check_interrupted))
+                pictures.append(sample_picture(patched, vae, condition, negative, settings, settings.seed + number, width, height, check_interrupted))
                 done += 1
                 progress(done, total)
         cells.append(pictures)
@@ -102,7 +102,7 @@ def checkpoint_grid(
     return draw_grid(columns, rows, title=f"{run.name}: the same prompts and seeds through each checkpoint"), columns, rows
 
 
-def _sampled(patcher, vae, positive, negative, settings: GridSettings, seed: int, width: int, height: int, check_interrupted) -> Image.Image:
+def sample_picture(patcher, vae, positive, negative, settings: GridSettings, seed: int, width: int, height: int, check_interrupted) -> Image.Image:
     check_interrupted()
     step = int(vae.spacial_compression_decode())
     channels = patcher.model.latent_format.latent_channels
@@ -132,7 +132,7 @@ def _held_out_captions(run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))[:DEFAULT_PROMPTS]
 
 
-def _size(run: Run, settings: GridSettings) -> tuple[int, int]:
+def size_of(run: Run, settings: GridSettings) -> tuple[int, int]:
     pictures: Sequence[dict] = (RunFolder(run.folder).dataset() or {}).get("pictures", [])
     trained = (pictures[0]["width"], pictures[0]["height"]) if pictures else (512, 512)
     return settings.width or trained[0], settings.height or trained[1]

@@ -1,0 +1,39 @@
+"""Planning on the canvas: what one form does not ask."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..bridge.families import family_of
+from ..bridge.plan import resolution_for, run_name_for
+from ..dataset.folder import plural
+from .schema import Dataset, schema
+from .shown import shown
+
+
+class PlanTraining(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="PistachioPlanTraining",
+            display_name="Plan Training",
+            category="Pistachio/train",
+            description="Finds what suits the base model and the pictures: the training size, and a name for the run that is the same when you press Run again and another one when model, pictures or captions are.",
+            search_aliases=["lora", "train", "auto", "automatic settings", "recommended settings", "kohya"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The base model, straight from its loader."),
+                Dataset.Input("dataset", tooltip="Captioned pictures, best from Split Dataset: another choice of held-out pictures is another run."),
+            ],
+            outputs=[
+                io.String.Output("planned_name", display_name="run_name", tooltip="For run_name of Train LoRA."),
+                io.Int.Output("planned_resolution", display_name="resolution", tooltip="For resolution of Encode Dataset: 512 for SD1.5 and video models, 1024 for the others. Smaller pictures are not enlarged."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, dataset) -> io.NodeOutput:
+        resolution = resolution_for(model)
+        name = run_name_for(model, dataset, resolution)
+        words = f"{family_of(model.model)}: {plural(len(dataset.pictures), 'picture')} at {resolution} pixels. The run and its LoRA are called '{name}'."
+        return io.NodeOutput(name, resolution, ui=shown(sentences=(words, "Number of steps and memory are planned by Train LoRA.")))
