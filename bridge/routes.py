@@ -18,8 +18,10 @@ from server import PromptServer
 from ..dataset.images import read_rgb
 from ..training.errors import PistachioError
 from .folders import allowed_file
+from .history_routes import add_history_routes
 from .review_routes import add_review_routes, reviewed_file
 from .run_routes import add_run_routes
+from .upload_routes import add_upload_routes
 
 MAX_THUMBNAIL_PX = 1024
 KEPT_THUMBNAILS = 4096  # of about 8 kB: scrolling back decodes nothing
@@ -30,7 +32,11 @@ def add_routes() -> None:
     routes = PromptServer.instance.routes
     routes.get("/pistachio/thumbnail")(get_thumbnail)
     add_run_routes(routes)
+    add_history_routes(routes)
     add_review_routes(routes)
+    add_folder_routes(routes)
+    add_upload_routes(routes)
+    add_captioner_routes(routes)
 
 
 async def get_thumbnail(request: web.Request) -> web.Response:

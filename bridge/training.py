@@ -97,6 +97,11 @@ def train_lora(
         if not _open_run(folder, config, encoded, pictures, model_hash, family, extend=continue_run is not None):
             log.info("Run '%s' is finished already: returning it.", name)
             return run
+
+        def say_phase(phase: str) -> None:
+            log_row({"kind": "phase", "step": 0, "phase": phase})
+
+        say_phase("loading")
         sampler = HostSampler(samples, encoded, run_name=name, check_interrupted=check_interrupted) if samples else None
         # Text encoders and VAE leave the device first: beside them the model might be loaded in part only.
         comfy.model_management.unload_all_models()
@@ -130,6 +135,7 @@ def train_lora(
 
         def sit_once(part: RunFolder, pictures: EncodedDataset, settings: TrainConfig, refit: Refit | None) -> None:
             keep = plans.keep or kept
+            say_phase("caching")
             train_set, held_out = load_items(pictures, model, regularization=regularization)
             is_whole = part is folder  # and not one fold of it
             # A part whose last step other runs have chosen, or whose measurements choose one, is left to itself.

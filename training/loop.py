@@ -275,6 +275,7 @@ class _Session:
         if not self.eval_items:
             return
         network = self.trainer.network
+        self._say_phase("evaluating")
         start = time.perf_counter()
         with network.disabled():
             base = self._measure(self.eval_items, self.draws)

@@ -6,34 +6,94 @@ import math
 import pytest
 
 
+class Later:
+    """Calls that are due, for a test to make."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, seconds, call):
+        self.calls.append(call)
+
+    def come(self):
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
+
 @pytest.fixture
 def sent(host, tmp_path):
-    """(events, clock, list of what was sent) for a run of 100 steps."""
+    """(events, clock, list of what was sent, calls that are due) for a run of 100 steps."""
     from pistachio.bridge.events import RunEvents
 
     folder = tmp_path / "anna"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"settings": {"num_steps": 100}}))
-    now, messages = [0.0], []
-    events = RunEvents(node_id="7", folder=folder, send=lambda name, data: messages.append((name, data)), clock=lambda: now[0])
-    return events, now, messages
+    now, messages, later = [0.0], [], Later()
+    events = RunEvents(node_id="7", folder=folder, send=lambda name, data: messages.append((name, data)), later=later, clock=lambda: now[0])
+    return events, now, messages, later
 
 
 def step(number: int, loss: float = 1.0) -> dict:
     return {"kind": "train", "step": number, "loss": loss, "loss_ema": 1.0, "lr": 1e-4, "seconds": 0.001}
 
 
-def test_steps_are_sent_at_most_twenty_times_a_second_and_the_last_always(sent):
-    events, now, messages = sent
+def test_quick_steps_share_messages_and_none_is_left_out(sent):
+    events, now, messages, later = sent
     for number in range(1, 101):
-        now[0] = number * 0.001
+        now[0] = number / 256
         events(step(number))
-    steps = [data["step"] for _, data in messages]
-    assert steps == [1, 51, 100]
+    assert [data["step"] for _, data in messages] == [1, 27, 53, 79, 100]
+    assert [row[0] for _, data in messages for row in data["rows"]] == list(range(1, 101))
+    assert [data["sequence"] for _, data in messages] == [1, 2, 3, 4, 5] and len({data["sitting"] for _, data in messages}) == 1
+    assert len(later.calls) == 1  # one at a time, however many steps wait
+
+
+def test_a_step_waits_for_no_other_step(sent):
+    events, now, messages, later = sent
+    events(step(1))
+    now[0] = 0.01
+    events(step(2))  # and the third takes minutes
+    assert [data["step"] for _, data in messages] == [1]
+    now[0] = 0.11
+    later.come()
+    assert [data["step"] for _, data in messages] == [1, 2]
+    later.come()
+    assert len(messages) == 2
+
+
+def test_what_comes_after_steps_is_sent_after_them(sent):
+    events, _, messages, _ = sent
+    for number in (1, 2, 3):
+        events(step(number))
+    events({"kind": "phase", "step": 3, "phase": "evaluating"})
+    assert [(name, data["step"]) for name, data in messages] == [("pistachio.step", 1), ("pistachio.step", 3), ("pistachio.phase", 3)]
+    assert events.state()["phase"] == "evaluating" and events.state()["sequence"] == 3
+
+
+def test_memory_comes_along_once_a_second_beside_the_plan(sent):
+    from pistachio.bridge.planning import device_name
+
+    events, now, messages, _ = sent
+    plan = {"plan": {"phases": {"step": 5_000_000, "evaluation": 7_000_000}}, "situation": {"device": device_name(events.memory.device)}}
+    for number in range(1, 31):
+        now[0] = number * 0.1
+        if number == 20:
+            (events.folder / "plan.json").write_text(json.dumps(plan))
+        events(step(number))
+    said = [data["memory"] for _, data in messages if "memory" in data]
+    assert len(said) == 3 and [memory["planned_bytes"] for memory in said] == [None, None, 7_000_000]
+    assert all(0 < memory["used_bytes"] <= memory["peak_bytes"] < memory["total_bytes"] for memory in said)
+
+
+def test_a_plan_for_another_device_is_not_held_against_this_one(sent):
+    events, *_ = sent
+    (events.folder / "plan.json").write_text(json.dumps({"plan": {"phases": {"step": 1}}, "situation": {"device": "another card"}}))
+    assert events.memory.now()["planned_bytes"] is None
 
 
 def test_nothing_else_is_ever_dropped(sent):
-    events, _, messages = sent
+    events, _, messages, _ = sent
     events(step(1))
     for number in range(1, 4):
         events({"kind": "eval", "step": number, "loss": 0.5, "errors": {"a": [1.0]}, "t_values": {"a": [0.5]}})
@@ -48,7 +108,7 @@ def test_nothing_else_is_ever_dropped(sent):
 
 
 def test_time_left_counts_from_the_first_step_of_this_sitting(sent):
-    events, now, messages = sent
+    events, now, messages, _ = sent
     now[0] = 50.0
     events(step(40))
     now[0] = 60.0
@@ -57,9 +117,9 @@ def test_time_left_counts_from_the_first_step_of_this_sitting(sent):
 
 
 def test_numbers_that_browsers_can_not_read_become_null(sent):
-    events, _, messages = sent
+    events, _, messages, _ = sent
     events(step(1, loss=math.nan))
-    assert messages[0][1]["loss"] is None
+    assert messages[0][1]["loss"] is None and messages[0][1]["rows"] == [[1, 1.0, 0.001]]
     json.dumps(messages[0][1], allow_nan=False)
 
 
