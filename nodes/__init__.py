@@ -12,10 +12,13 @@ from .crops import CropSubjects, DatasetImages
 from .dataset import LoadImageFolder, LoadVideoFolder, SplitDataset
 from .encode import AugmentationSettings, EncodeDataset
 from .grid import CheckpointGrid
+from .kernel_report import KernelReport
+from .plan import PlanTraining
 from .review import ReviewDataset
 from .quantize import QuantizeBase
 from .runs import LoadRun, LossChart, SelectCheckpoint
 from .settings import SETTINGS_NODES
+from .test_sheet import TestSheet
 from .timesteps import TimestepPlot
 from .train import TrainLora
 from .trigger import CheckTrigger
@@ -44,10 +47,13 @@ NODES: list[type[io.ComfyNode]] = [
     QuantizeBase,
     *SETTINGS_NODES,
     TimestepPlot,
+    KernelReport,
+    PlanTraining,
     TrainLora,
     SelectCheckpoint,
     LossChart,
     CheckpointGrid,
+    TestSheet,
     LoadRun,
 ]
 

@@ -176,6 +176,11 @@ def door_of(device: torch.device) -> Door:
     return _doors[device]
 
 
+def opened(device: torch.device) -> Door | None:
+    """The process's door for a device, where one was opened."""
+    return _doors.get(device)
+
+
 def chosen(device: torch.device, name: str) -> str:
     """What runs an operation; "torch" where no door was opened."""
     opened = _doors.get(device)
