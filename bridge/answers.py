@@ -13,13 +13,19 @@ from aiohttp import web
 from ..training.errors import PistachioError
 
 
-def answered(handler: Callable[[web.Request], dict | Awaitable[dict]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """The handler's dict as JSON, and what goes wrong as a sentence. GET handlers run in a thread, POST handlers are coroutines."""
+JSON, BYTES = "application/json", "application/octet-stream"
+
+
+def answered(handler: Callable[[web.Request], dict | Awaitable[dict]], *, takes: str = JSON) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler's dict as JSON, and what goes wrong as a sentence. GET handlers run in a thread, POST handlers are coroutines.
+
+    `takes` is the content type of a POST: one that a form of another site can't have.
+    """
 
     async def answer(request: web.Request) -> web.Response:
         try:
             if request.method == "POST":
-                _refuse_strangers(request)
+                _refuse_strangers(request, takes)
                 return web.json_response(await handler(request))
             return web.json_response(await asyncio.to_thread(handler, request))
         except PistachioError as error:
@@ -59,10 +65,10 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def _refuse_strangers(request: web.Request) -> None:
-    """A page of another site can send a form, but neither JSON nor our own address as its origin."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(text="Send JSON as application/json.")
+def _refuse_strangers(request: web.Request, takes: str) -> None:
+    """A page of another site can send a form, but neither JSON nor bare bytes, nor our own address as its origin."""
+    if request.content_type != takes:
+        raise web.HTTPUnsupportedMediaType(text=f"Send it as {takes}.")
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         raise web.HTTPForbidden(text="Changes are taken from ComfyUI's own pages alone.")
     origin = request.headers.get("Origin")

@@ -75,6 +75,31 @@ def new_picture_folder(text: str) -> Path:
     return path
 
 
+def upload_folder(text: str) -> Path:
+    """A folder below input/ that dropped files may go into; it need not exist."""
+    name = _cleaned(text)
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = next(iter(_candidates(name))) if name else root
+    if path == root or not path.is_relative_to(root) or any(part.startswith(".") for part in path.relative_to(root).parts):
+        raise PistachioError(f"Pictures can be dropped into a folder below ComfyUI's input folder, and '{text}' is none. Choose another folder.")
+    if path.exists() and not path.is_dir():
+        raise PistachioError(f"'{path}' is a file, not a folder. Write another name.")
+    return path
+
+
+def folder_name(path: Path) -> str:
+    """What `picture_folder` finds this folder by: as short as it is unmistakable."""
+    input_root, output_root, *_ = allowed_roots()
+    for root, first in ((input_root, "input"), (output_root, "output")):
+        if not path.is_relative_to(root):
+            continue
+        below = path.relative_to(root).as_posix()
+        if below == ".":
+            return first
+        return below if root == input_root and below.split("/", 1)[0] not in ("input", "output") else f"{first}/{below}"
+    return path.as_posix()
+
+
 def allowed_file(text: str) -> Path:
     """An existing file below an allowed root."""
     for candidate in _candidates(_cleaned(text)):

@@ -113,6 +113,12 @@ def read_clips(path: Path, relative_path: str, settings: ClipSettings) -> tuple[
     return pictures, tuple(notes)
 
 
+def check_video(path: Path) -> None:
+    """PistachioError where it is no video that can be read. Reads its packets, decodes nothing."""
+    status = path.stat()
+    _timing.__wrapped__(str(path), status.st_mtime_ns, status.st_size)  # once: it is a file on its way
+
+
 def frames_of(path: Path, clip: Clip) -> Iterator[Image.Image]:
     """The clip's frames, upright RGB, one at a time: frame i is the one on screen at start + i / fps."""
     yield from _frames(path, clip, seek=clip.start_seconds > SEEK_BEYOND_SECONDS)

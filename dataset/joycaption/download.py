@@ -133,7 +133,7 @@ def _download(repo: str, target: Path, progress: Callable[[int, int], None], che
         raise _unreachable(repo, error, by_hand) from error
     wanted = [_Remote.of(s) for s in info.siblings if any(Path(s.rfilename).match(pattern) for pattern in PATTERNS)]
     size_bytes = sum(remote.size_bytes or 0 for remote in wanted)
-    have_bytes = _size_on_disk(target)
+    have_bytes = size_on_disk(target)
     free = free_bytes(target)
     need_bytes = max(size_bytes - have_bytes, 0) + RESERVE_BYTES
     if free < need_bytes:
@@ -143,7 +143,7 @@ def _download(repo: str, target: Path, progress: Callable[[int, int], None], che
         )
     log.info("Downloading %s (%.1f GB) to %s", repo, size_bytes / 1e9, target)
     for attempt in (1, 2):
-        error = _fetch(repo, target, lambda: progress(min(_size_on_disk(target), size_bytes), size_bytes), check_interrupted, endpoint)
+        error = _fetch(repo, target, lambda: progress(min(size_on_disk(target), size_bytes), size_bytes), check_interrupted, endpoint)
         if error is not None:
             raise _unreachable(repo, error, by_hand + " What was downloaded is kept: queue again to go on.") from error
         faults = {remote.name: fault for remote in wanted if (fault := remote.fault(target, check_interrupted))}
@@ -214,7 +214,7 @@ def _unreachable(repo: str, error: Exception, by_hand: str) -> PistachioError:
     return PistachioError(f"'{repo}' is not on this machine and Hugging Face can't be reached ({type(error).__name__}: {first_line}). {by_hand}")
 
 
-def _size_on_disk(folder: Path) -> int:
+def size_on_disk(folder: Path) -> int:
     """Bytes below the folder, partial downloads included."""
     total = 0
     for path in folder.rglob("*") if folder.is_dir() else ():

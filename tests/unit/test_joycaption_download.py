@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from pistachio.dataset.joycaption import download
+from pistachio.dataset.joycaption.background import Downloads
 from pistachio.dataset.joycaption.download import missing_files, resolve_model
 from pistachio.training.errors import PistachioError
 
@@ -158,8 +160,8 @@ def test_no_models_folder():
 def test_progress_counts_partial_files(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "x.incomplete").write_bytes(b"x" * 10)
-    assert download._size_on_disk(tmp_path) == 10
-    assert download._size_on_disk(tmp_path / "none") == 0
+    assert download.size_on_disk(tmp_path) == 10
+    assert download.size_on_disk(tmp_path / "none") == 0
 
 
 def _flipped(data):
@@ -209,3 +211,30 @@ def test_an_offline_folder_that_was_cut_short_is_refused(tmp_path):
     (folder / SHARD_2).write_bytes(FILES[SHARD_2][:-100])
     with pytest.raises(PistachioError, match=f"{SHARD_2} missing or cut short"):
         resolve_model(folder, models_folder=None)
+
+
+def test_a_download_that_nobody_waits_for_is_cancelled_and_goes_on(hub, tmp_path):
+    downloads = Downloads(endpoint=hub.url)
+    assert downloads.state(REPO, tmp_path).state == "missing"
+    hub.broken.add(SHARD_2)
+    downloads.start(REPO, tmp_path)
+    deadline = time.monotonic() + 30
+    while downloads.state(REPO, tmp_path).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    failed = downloads.state(REPO, tmp_path)
+    assert failed.state == "failed" and "kept" in failed.error and failed.done_bytes > 0
+    hub.broken.clear()
+    hub.halfway.clear()
+    hub.go_on.clear()
+    downloads.start(REPO, tmp_path)
+    assert hub.halfway.wait(20) and downloads.state(REPO, tmp_path).state == "running"
+    downloads.start(REPO, tmp_path)  # the one that runs goes on
+    downloads.cancel(REPO, tmp_path)
+    assert downloads.state(REPO, tmp_path).state == "missing"
+    hub.go_on.set()
+    downloads.start(REPO, tmp_path)
+    while downloads.state(REPO, tmp_path).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    here = downloads.state(REPO, tmp_path)
+    assert here.state == "here" and not here.error and here.folder == str(tmp_path / REPO.split("/")[1])
+    assert hub.bodies.count(SHARD_1) == 1  # what was there was not fetched again
