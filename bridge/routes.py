@@ -17,6 +17,8 @@ from server import PromptServer
 
 from ..dataset.images import read_rgb
 from ..training.errors import PistachioError
+from .captioner_routes import add_captioner_routes
+from .folder_routes import add_folder_routes
 from .folders import allowed_file
 from .history_routes import add_history_routes
 from .review_routes import add_review_routes, reviewed_file
