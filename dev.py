@@ -219,6 +219,29 @@ def front_end(comfyui: Path) -> Path:
     return target / "comfyui_frontend_package" / "static"
 
 
+def install_node_tools() -> None:
+    """What tests/package.json names: the type checker and the accessibility rules for the canvas's scripts."""
+    wanted, target = ROOT / "tests" / "package.json", HOSTS / "node"
+    if (target / "package.json").is_file() and (target / "package.json").read_bytes() == wanted.read_bytes():
+        return
+    if not (shutil.which("node") and shutil.which("npm")) and is_debian_root():
+        apt_install("npm")  # brings node
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        say("There is no node with npm on PATH: the tests of the canvas's scripts will fail. Install Node.js 20 or newer, then run again.")
+        return
+    HOSTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=HOSTS) as folder:
+        made = Path(folder) / "new"
+        made.mkdir()
+        shutil.copy(wanted, made)
+        # The types' package names what it is built with as peers; its declarations do without.
+        flags = ["--ignore-scripts", "--legacy-peer-deps", "--no-package-lock", "--no-audit", "--no-fund"]
+        logged([npm, "install", "--prefix", made, *flags], "Installing the tools for the canvas's scripts")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(made, target)
+
+
 def set_up(given_comfyui: Path | None) -> Setup:
     started = time.monotonic()
     make_venv()
@@ -309,6 +332,8 @@ def test(options) -> int:
     lanes = [(options.name,)] if options.name else LANES
     if any("e2e" in lane for lane in lanes):
         ensure_browser()
+    if any({"e2e", "hygiene"} & set(lane) for lane in lanes):
+        install_node_tools()
     results: dict[str, dict] = {}
 
     def run_lane(suites: tuple[str, ...]) -> None:

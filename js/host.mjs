@@ -5,10 +5,15 @@
  */
 
 // @ts-ignore: served by ComfyUI, not a file of this pack
-import { app } from "../../scripts/app.js";
+import { api as hostApi } from "../../scripts/api.js";
 // @ts-ignore
-import { api } from "../../scripts/api.js";
+import { app as hostApp } from "../../scripts/app.js";
 import { say } from "./words.mjs";
+
+/** @type {import("@comfyorg/comfyui-frontend-types").ComfyApp} */
+const app = hostApp;
+/** @type {import("@comfyorg/comfyui-frontend-types").ComfyApi} */
+const api = hostApi;
 
 /**
  * What the pack uses of a node on the canvas.
@@ -29,15 +34,16 @@ import { say } from "./words.mjs";
 
 /** @returns {string} the user's language as the host names it, for example "en" or "zh" */
 export function locale() {
-  return app.extensionManager.setting.get("Comfy.Locale") ?? "en";
+  const given = app.extensionManager.setting.get("Comfy.Locale");
+  return typeof given === "string" ? given : "en";
 }
 
 /** @param {(node: CanvasNode) => void} whenCreated @param {string} type of node */
 export function onNode(type, whenCreated) {
   app.registerExtension({
     name: `pistachio.${type}`,
-    nodeCreated(/** @type {CanvasNode & {comfyClass: string}} */ node) {
-      if (node.comfyClass === type) whenCreated(node);
+    nodeCreated(node) {
+      if (node.comfyClass === type) whenCreated(ours(node));
     },
   });
 }
@@ -51,15 +57,21 @@ export function onCommand(id, label, run) {
   });
 }
 
+/** The host's node by what the pack uses of it. @param {unknown} node @returns {CanvasNode} */
+function ours(node) {
+  return /** @type {CanvasNode} */ (node);
+}
+
 /** @returns {CanvasNode[]} the selected nodes first */
 export function nodesOnCanvas() {
   const selected = Object.values(app.canvas?.selected_nodes ?? {});
-  return [...selected, ...(app.graph?._nodes ?? []).filter((/** @type {CanvasNode} */ node) => !selected.includes(node))];
+  return [...selected, ...(app.graph?._nodes ?? []).filter((node) => !selected.includes(node))].map(ours);
 }
 
 /** @param {string} type of message @param {(data: any) => void} listener */
 export function onMessage(type, listener) {
-  api.addEventListener(type, (/** @type {CustomEvent} */ event) => listener(event.detail ?? {}));
+  // The host declares its own messages alone, and passes on those of packs just the same.
+  /** @type {EventTarget} */ (api).addEventListener(type, (event) => listener(/** @type {CustomEvent} */ (event).detail ?? {}));
 }
 
 /** @param {string} path @returns {Promise<any>} null where the server says there is no such thing */
@@ -143,4 +155,119 @@ export function connect(source, target, input) {
   // @ts-ignore: of the host's node
   if (slot >= 0) source.connect(0, target, slot);
   app.canvas.setDirty(true, true);
+}
+
+// ---- files, errors, the connection -----------------------------------------------------
+
+/** @param {MouseEvent} event @returns {CanvasNode | null} the node under the pointer, in either renderer */
+export function nodeAt(event) {
+  const graph = app.canvas?.graph;
+  if (!graph) return null;
+  const [x, y] = app.canvas.convertEventToCanvasOffset(event);
+  const node = graph.getNodeOnPos(x, y);
+  return node ? ours(node) : null;
+}
+
+/** @param {string} id of a message or an error; in a subgraph it is a path of ids @returns {CanvasNode | null} */
+export function nodeOf(id) {
+  /** @type {any} */
+  let graph = app.graph, node = null;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part)) ?? null;
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+/** @returns {Record<string, {class_type: string, errors: {type: string, message: string, details: string, extra_info?: any}[]}>} what the server found wrong at the last Run */
+export function nodeErrors() {
+  return /** @type {any} */ (app).lastNodeErrors ?? {};
+}
+
+/** @typedef {{severity: "success" | "info" | "warn" | "error", summary: string, detail?: string, life?: number}} Toast */
+
+/** @param {Toast} message @param {Toast | null} [before] one that it takes the place of @returns {Toast} */
+export function toastInstead(message, before = null) {
+  if (before) untoast(before);
+  app.extensionManager.toast.add(message);
+  return message;
+}
+
+/** @param {Toast} message */
+export function untoast(message) {
+  app.extensionManager.toast.remove(message);
+}
+
+/**
+ * Sends a file's bytes. Rejects with a TypeError where the server can't be reached or the signal stopped it.
+ * @param {string} path @param {Blob} bytes @param {{signal: AbortSignal, whenMoved: (bytes: number) => void}} how
+ * @returns {Promise<{status: number, body: any}>} body: null where it is no JSON
+ */
+export function sendBytes(path, bytes, { signal, whenMoved }) {
+  return new Promise((resolve, reject) => {
+    // `fetch` tells nothing of what was sent so far.
+    const request = new XMLHttpRequest();
+    const stop = () => request.abort();
+    const fail = () => reject(new TypeError(path));
+    request.open("POST", api.apiURL(path));
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    if (api.user) request.setRequestHeader("Comfy-User", api.user);
+    request.upload.onprogress = (event) => whenMoved(event.loaded);
+    request.onerror = request.onabort = request.ontimeout = fail;
+    request.onload = () => {
+      let answer = null;
+      try {
+        answer = JSON.parse(request.responseText);
+      } catch (error) {
+        if (!(error instanceof SyntaxError)) throw error;
+      }
+      resolve({ status: request.status, body: answer });
+    };
+    request.onloadend = () => signal.removeEventListener("abort", stop);
+    signal.addEventListener("abort", stop);
+    if (signal.aborted) fail();
+    else request.send(bytes);
+  });
+}
+
+/**
+ * Listed in the host's settings; the words of its language come from locales/<language>/settings.json.
+ * @param {{id: string, category: string[], name: string, tooltip: string, type: string, defaultValue: unknown, attrs?: object}[]} settings
+ */
+export function addSettings(settings) {
+  app.registerExtension({ name: "pistachio.settings", settings: /** @type {any[]} */ (settings) });
+}
+
+/** @param {string} id @returns {unknown} undefined where the host has no such setting */
+export function hostSetting(id) {
+  return app.extensionManager.setting.get(id);
+}
+
+/**
+ * In the host's menu and palette, with their shortcuts in its list of keys, where a person may change them.
+ * @param {{id: string, label: string, icon: string, run: () => unknown}[]} commands
+ * @param {[id: string, key: string][]} shortcuts keys that are pressed with Alt and Shift
+ */
+export function addCommands(commands, shortcuts) {
+  app.registerExtension({
+    name: "pistachio.commands",
+    commands: commands.map(({ id, label, icon, run }) => ({ id, label, icon, function: async () => { await run(); } })),
+    keybindings: shortcuts.map(([commandId, key]) => ({ commandId, combo: { key, alt: true, shift: true } })),
+    menuCommands: [{ path: ["Extensions", "Pistachio"], commands: commands.map(({ id }) => id) }],
+  });
+}
+
+/** @param {string} id of a command of the host's or of the pack's */
+export async function command(id) {
+  await app.extensionManager.command.execute(id);
+}
+
+/** Called with every workflow before the canvas builds it; what is changed there is built. @param {(workflow: any) => void} change */
+export function beforeWorkflow(change) {
+  app.registerExtension({ name: "pistachio.workflows", beforeConfigureGraph: async (/** @type {any} */ workflow) => change(workflow) });
+}
+
+/** @param {object} workflow @param {string} name of its tab */
+export async function openWorkflow(workflow, name) {
+  await app.loadGraphData(/** @type {any} */ (workflow), true, true, name);
 }

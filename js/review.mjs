@@ -9,7 +9,9 @@ import { ReviewEditor } from "./review_editor.mjs";
 import { badgeElements, badgesOf, ReviewGrid } from "./review_grid.mjs";
 import { chosen, countWords, filterChoices, KEYS, moved } from "./review_list.mjs";
 import { button, icon } from "./review_parts.mjs";
-import { storeOf } from "./review_store.mjs";
+import { storeOf } from "./review_folders.mjs";
+import { sentence } from "./review_store.mjs";
+import { say } from "./words.mjs";
 
 const SEARCH_WAIT_MS = 120;
 const LARGE_PX = 1024;
@@ -45,21 +47,30 @@ export class ReviewView {
       whenDone: () => this.grid.root.focus(),
       say: (words, isError) => this.say(words, isError),
     });
-    this.makeToolbar(onLarge);
+    this.search = this.makeSearch();
+    this.select = this.makeFilter();
+    this.check = button(say("review.check.title"), () => this.store?.check(this.settings(), true), say("review.check"));
+    this.undo = button(say("review.undo.none"), () => this.step("undo"), icon("undo"));
+    this.redo = button(say("review.redo.none"), () => this.step("redo"), icon("redo"));
+    const keys = button(say("review.keys.title"), () => this.showHelp(this.help.hidden === true), icon("keys"));
+    this.toolbar = element("div", "toolbar", this.search, this.select, this.check, this.undo, this.redo, keys);
+    if (onLarge) this.toolbar.append(button(say("review.large"), onLarge, icon("large")));
+    this.toolbar.setAttribute("role", "toolbar");
+    this.toolbar.setAttribute("aria-label", say("review.title"));
     this.hint = element("div", "hint", hint);
     this.emptyWords = hint;
     this.large = element("div", "large");
     this.large.hidden = true;
     this.large.addEventListener("click", () => this.showLarge(false));
-    this.help = element("div", "help", element("h3", "", "Keys"), keyTable(), element("p", "", "All is saved at once. No picture is ever deleted."));
+    this.help = element("div", "help", element("h3", "", say("review.keys.heading")), keyTable(), element("p", "", say("review.keys.note")));
     this.help.hidden = true;
     this.conflict = element("div", "conflict");
     this.conflict.setAttribute("role", "alertdialog");
-    this.conflict.setAttribute("aria-label", "The caption was changed meanwhile");
+    this.conflict.setAttribute("aria-label", say("review.conflict.label"));
     this.conflict.hidden = true;
     this.status = element("span", "status");
     this.status.setAttribute("role", "status");
-    this.again = button("Save what could not be saved once more", () => this.store?.saveAgain(), "Try again");
+    this.again = button(say("review.again.title"), () => this.store?.saveAgain(), say("review.again"));
     this.again.hidden = true;
     this.counts = element("span", "counts");
     this.root = element(
@@ -75,37 +86,28 @@ export class ReviewView {
     this.draw();
   }
 
-  /** @param {(() => void) | undefined} onLarge */
-  makeToolbar(onLarge) {
-    this.search = /** @type {HTMLInputElement} */ (element("input", "search"));
-    this.search.type = "search";
-    this.search.placeholder = "Search captions and names";
-    this.search.setAttribute("aria-label", "Search captions and names");
+  makeSearch() {
+    const search = element("input", { className: "search", type: "search", placeholder: say("review.search"), ariaLabel: say("review.search") });
     let wait = 0;
-    this.search.addEventListener("input", () => {
+    search.addEventListener("input", () => {
       clearTimeout(wait);
       wait = window.setTimeout(() => {
-        this.query = this.search.value;
+        this.query = search.value;
         this.draw();
       }, SEARCH_WAIT_MS);
     });
-    this.select = /** @type {HTMLSelectElement} */ (element("select", "filter"));
-    this.select.setAttribute("aria-label", "Show");
-    this.select.addEventListener("change", () => {
-      this.filter = this.select.value;
+    return search;
+  }
+
+  makeFilter() {
+    const select = element("select", { className: "filter", ariaLabel: say("review.filter.label") });
+    select.addEventListener("change", () => {
+      this.filter = select.value;
       this.draw();
       this.grid.root.scrollTop = 0;
       this.grid.root.focus();
     });
-    this.check = button("Look for blur, near-duplicates and what else Check Dataset finds", () => this.store?.check(this.settings(), true), "Check");
-    this.undo = button("Undo (Ctrl+Z)", () => this.step("undo"), icon("undo"));
-    this.redo = button("Redo (Ctrl+Shift+Z)", () => this.step("redo"), icon("redo"));
-    const keys = button("The keys (?)", () => this.showHelp(this.help.hidden), icon("keys"));
-    const parts = [this.search, this.select, this.check, this.undo, this.redo, keys];
-    if (onLarge) parts.push(button("Open in a large window", onLarge, icon("large")));
-    this.toolbar = element("div", "toolbar", ...parts);
-    this.toolbar.setAttribute("role", "toolbar");
-    this.toolbar.setAttribute("aria-label", "Review");
+    return select;
   }
 
   // ---- what is shown ---------------------------------------------------------------
@@ -164,12 +166,13 @@ export class ReviewView {
     this.grid.show(this.shown, now >= 0 ? now : Math.max(0, at)); // the next one takes the place of one that left the filter
     this.current = this.shown[this.grid.current]?.name ?? "";
     this.hint.hidden = this.shown.length > 0;
-    this.hint.textContent = !store ? this.emptyWords : store.problem || (!store.isLoaded ? "Reading the folder" : "Nothing fits the search and the filter.");
-    this.counts.textContent = store ? (this.shown.length === pictures.length ? "" : `${this.shown.length} of `) + countWords(pictures) : "";
-    this.check.textContent = store?.checking || "Check";
+    this.hint.textContent = !store ? this.emptyWords : store.problem || (!store.isLoaded ? say("review.reading") : say("review.nothing"));
+    const counted = store ? countWords(pictures) : "";
+    this.counts.textContent = this.shown.length === pictures.length ? counted : say("review.shown", { shown: this.shown.length, pictures: counted });
+    this.check.textContent = store?.checking || say("review.check");
     this.check.disabled = !store || Boolean(store.checking);
-    setStep(this.undo, "Undo", store?.undoWords, "Ctrl+Z");
-    setStep(this.redo, "Redo", store?.redoWords, "Ctrl+Shift+Z");
+    setStep(this.undo, store?.undoWords ? say("review.undo", { change: store.undoWords }) : "", say("review.undo.none"));
+    setStep(this.redo, store?.redoWords ? say("review.redo", { change: store.redoWords }) : "", say("review.redo.none"));
     const conflicts = store?.conflicts ?? [];
     this.again.hidden = !store || store.unsaved.size <= conflicts.length || !this.status.classList.contains("error");
     this.drawConflict(conflicts[0]);
@@ -191,7 +194,7 @@ export class ReviewView {
     image.src = this.store.thumbnail(picture, LARGE_PX);
     image.alt = picture.name;
     const badges = badgeElements(badgesOf(picture, this.topics.get(picture.name) ?? []));
-    const words = element("p", "", picture.unsaved ?? picture.caption ?? "no caption");
+    const words = element("p", "", picture.unsaved ?? picture.caption ?? say("review.no_caption"));
     this.large.replaceChildren(image, element("div", "words", element("strong", "", picture.name), ...badges, words));
   }
 
@@ -209,19 +212,17 @@ export class ReviewView {
     this.conflict.hidden = !conflict;
     if (!conflict || !this.store) return;
     const store = this.store;
-    const mine = /** @type {HTMLTextAreaElement} */ (element("textarea", ""));
-    mine.value = conflict.mine;
-    mine.setAttribute("aria-label", "Your text");
-    const theirs = element("div", "theirs", conflict.theirs ?? "(the caption file was removed)");
+    const mine = element("textarea", { value: conflict.mine, ariaLabel: say("review.conflict.mine.label") });
+    const theirs = element("div", "theirs", conflict.theirs ?? say("review.conflict.removed"));
     const settle = (/** @type {string | null} */ text) => {
       store.settle(conflict, text);
       this.grid.root.focus();
     };
-    const keepMine = button("Write your text", () => settle(mine.value), "Keep mine");
-    const keepTheirs = button("Leave the file as it is now", () => settle(null), "Keep the file's");
+    const keepMine = button(say("review.conflict.keep_mine.title"), () => settle(mine.value), say("review.conflict.keep_mine"));
+    const keepTheirs = button(say("review.conflict.keep_theirs.title"), () => settle(null), say("review.conflict.keep_theirs"));
     this.conflict.replaceChildren(
-      element("h3", "", `${conflict.name}: the caption was changed by something else meanwhile`),
-      element("div", "texts", element("label", "", "Yours", mine), element("div", "", "In the file now", theirs)),
+      element("h3", "", say("review.conflict", { name: conflict.name })),
+      element("div", "texts", element("label", "", say("review.conflict.mine"), mine), element("div", "", say("review.conflict.theirs"), theirs)),
       element("div", "buttons", keepMine, keepTheirs),
     );
     if (this.root.contains(document.activeElement)) keepMine.focus();
@@ -240,7 +241,7 @@ export class ReviewView {
       const text = await store.caption(picture);
       this.editor.open(index, picture, picture.unsaved ?? text ?? "", (value) => store.saveCaption(picture.name, value, picture.is_from_table ? null : text));
     } catch (error) {
-      this.say(`The caption can't be read: ${error instanceof Error ? error.message : error}`, true);
+      this.say(say("review.unreadable", { reason: sentence(error) }), true);
     }
   }
 
@@ -250,15 +251,15 @@ export class ReviewView {
     if (!picture || !this.store) return;
     const { name } = picture;
     if (mark === "accept") {
-      if (!picture.reason) return this.say(`${name}: there is nothing to accept.`);
-      return this.store.mark([name], "accepted", true, `${name}: caption accepted.`);
+      if (!picture.reason) return this.say(say("review.said.nothing_to_accept", { name }));
+      return this.store.mark([name], "accepted", true, say("review.said.accepted", { name }));
     }
     if (mark === "excluded") {
       const on = !picture.is_excluded;
-      return this.store.mark([name], "excluded", on, `${name}: ${on ? "excluded" : "included"}.`);
+      return this.store.mark([name], "excluded", on, say(on ? "review.said.excluded" : "review.said.included", { name }));
     }
     const on = !picture.is_held_out;
-    return this.store.mark([name], "held_out", on, `${name}: ${on ? "held out" : "trained on again"}.`);
+    return this.store.mark([name], "held_out", on, say(on ? "review.said.held_out" : "review.said.given_back", { name }));
   }
 
   /** @param {"undo" | "redo"} turn */
@@ -300,14 +301,14 @@ export class ReviewView {
       this.step(key === "y" || event.shiftKey ? "redo" : "undo");
       return true;
     }
-    if (key === "?") return this.showHelp(this.help.hidden), true;
+    if (key === "?") return this.showHelp(this.help.hidden === true), true;
     if (key === "/") return this.search.focus(), this.search.select(), true;
     if (!this.shown.length) return false;
     const current = this.grid.current;
     const to = moved(key, current, this.shown.length, this.grid.layout.columns, this.grid.rowsOnPage);
     if (to !== null) this.grid.move(to);
     else if (key === "Enter" || key === "F2") this.edit(current);
-    else if (key === " ") this.showLarge(this.large.hidden);
+    else if (key === " ") this.showLarge(this.large.hidden === true);
     else if (key === "a") this.mark("accept", current);
     else if (key === "x") this.mark("excluded", current);
     else if (key === "h") this.mark("held_out", current);
@@ -322,25 +323,22 @@ function drawChoices(select, choices, value) {
   if (select.dataset.shown !== shown) {
     select.dataset.shown = shown;
     select.replaceChildren(...choices.map(({ key, words, count, title }) => {
-      const option = /** @type {HTMLOptionElement} */ (element("option", "", `${words} (${count.toLocaleString("en")})`));
-      option.value = key;
-      option.title = title;
-      return option;
+      return element("option", { value: key, title, textContent: say("review.filter", { filter: words, count }) });
     }));
   }
   select.value = value;
   select.title = choices.find(({ key }) => key === value)?.title ?? "";
 }
 
-/** @param {HTMLButtonElement} step @param {string} verb @param {string | undefined} words @param {string} key */
-function setStep(step, verb, words, key) {
+/** @param {HTMLButtonElement} step @param {string} words empty where there is nothing to do @param {string} none */
+function setStep(step, words, none) {
   step.disabled = !words;
-  step.title = words ? `${verb} ${words} (${key})` : `Nothing to ${verb.toLowerCase()}`;
+  step.title = words || none;
   step.setAttribute("aria-label", step.title);
 }
 
 function keyTable() {
-  const rows = KEYS.map(([keys, words]) => element("tr", "", element("th", "", keys), element("td", "", words)));
+  const rows = KEYS.map(([keys, words]) => element("tr", "", element("th", "", keys), element("td", "", say(words))));
   return element("table", "", ...rows);
 }
 

@@ -4,6 +4,7 @@
  */
 
 import { element } from "./elements.mjs";
+import { say } from "./words.mjs";
 
 const HEIGHT_PX = 176;
 
@@ -12,8 +13,7 @@ export class ReviewEditor {
   constructor(grid, owner) {
     this.grid = grid;
     this.owner = owner;
-    this.area = /** @type {HTMLTextAreaElement} */ (element("textarea", ""));
-    this.area.spellcheck = true;
+    this.area = element("textarea", { spellcheck: true });
     this.area.addEventListener("blur", () => this.save());
     this.area.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -22,7 +22,7 @@ export class ReviewEditor {
         this.owner.whenDone();
       }
     });
-    this.root = element("div", "editor", this.area, element("div", "keys", "Ctrl+Enter saves, Esc leaves it as it was"));
+    this.root = element("div", "editor", this.area, element("div", "keys", say("review.editor.keys")));
     this.before = "";
     /** @type {((text: string) => void) | null} */
     this.whenSaved = null;
@@ -42,7 +42,7 @@ export class ReviewEditor {
       left: `${place.left}px`, top: `${place.top + place.height - height}px`, width: `${place.width}px`, height: `${height}px`,
     });
     this.area.value = text;
-    this.area.setAttribute("aria-label", `Caption of ${picture.name}`);
+    this.area.setAttribute("aria-label", say("review.editor.label", { name: picture.name }));
     this.before = this.area.value; // with the line ends that a text area makes of them
     this.whenSaved = whenSaved;
     this.grid.content.append(this.root);

@@ -8,6 +8,7 @@
 import { element } from "./elements.mjs";
 import { icon } from "./review_parts.mjs";
 import { GAP_PX, layout, rowsInView } from "./review_list.mjs";
+import { say } from "./words.mjs";
 
 const THUMBNAIL_PX = 256;
 const IMAGE_WAIT_MS = 100; // rows that fly past ask for no picture
@@ -35,6 +36,7 @@ class Tile {
     this.image.addEventListener("error", () => this.thumb.classList.add("unseen"));
     this.image.addEventListener("load", () => this.thumb.classList.remove("unseen"));
     this.thumb = element("div", "thumb", this.image);
+    this.thumb.dataset.unseen = say("review.no_preview"); // shown by the style sheet
     this.badges = element("div", "badges");
     this.caption = element("div", "caption");
     this.name = element("div", "name");
@@ -64,14 +66,14 @@ class Tile {
       this.thumb.classList.remove("unseen");
     }
     const text = picture.unsaved ?? picture.caption ?? "";
-    this.caption.textContent = text ? text.slice(0, SHOWN_LETTERS) : picture.problem ?? "no caption";
+    this.caption.textContent = text ? text.slice(0, SHOWN_LETTERS) : picture.problem ?? say("review.no_caption");
     this.caption.classList.toggle("empty", !text);
     this.name.textContent = picture.name;
     this.root.classList.toggle("excluded", Boolean(picture.is_excluded));
     const badges = badgesOf(picture, topics);
     this.badges.replaceChildren(...badgeElements(badges));
-    const said = badges.map(([, words, title]) => (title ? `${words}: ${title}` : words)).join(". ");
-    this.root.setAttribute("aria-label", `${picture.name}. ${said ? `${said}. ` : ""}${text.slice(0, SHOWN_LETTERS) || "No caption"}`);
+    const said = badges.map(([, words, title]) => (title ? `${words}: ${title}` : words));
+    this.root.setAttribute("aria-label", [picture.name, ...said, text.slice(0, SHOWN_LETTERS) || say("review.no_caption")].join(". "));
   }
 
   /** An attribute that is set again is a change to the browser: only what differs. @param {boolean} isCurrent */
@@ -98,12 +100,12 @@ export const badgeElements = (badges) => badges.map(([kind, words, title]) => {
 export function badgesOf(picture, topics) {
   /** @type {[string, string, string][]} */
   const badges = [];
-  if (picture.unsaved !== undefined) badges.push(["unsaved", "not saved", ""]);
-  if (picture.is_excluded) badges.push(["excluded", "excluded", ""]);
-  if (picture.is_held_out) badges.push(["held-out", "held out", ""]);
-  if (picture.reason) badges.push(["look", "to look at", picture.reason]);
-  if (picture.problem) badges.push(["look", "caption can't be read", picture.problem]);
-  if (picture.is_edited) badges.push(["edited", "edited", ""]);
+  if (picture.unsaved !== undefined) badges.push(["unsaved", say("review.badge.unsaved"), ""]);
+  if (picture.is_excluded) badges.push(["excluded", say("review.badge.excluded"), ""]);
+  if (picture.is_held_out) badges.push(["held-out", say("review.badge.held_out"), ""]);
+  if (picture.reason) badges.push(["look", say("review.badge.look"), picture.reason]);
+  if (picture.problem) badges.push(["look", say("review.badge.unreadable"), picture.problem]);
+  if (picture.is_edited) badges.push(["edited", say("review.badge.edited"), ""]);
   for (const topic of topics) badges.push(["finding", topic, ""]);
   return badges;
 }
@@ -119,7 +121,7 @@ export class ReviewGrid {
     this.root = element("div", "grid", this.content);
     this.root.tabIndex = 0;
     this.root.setAttribute("role", "grid");
-    this.root.setAttribute("aria-label", "Pictures and captions");
+    this.root.setAttribute("aria-label", say("review.grid"));
     // ComfyUI undoes a step of the graph at Ctrl+Z unless what has the focus is of this type.
     Object.assign(this.root, { type: "textarea" });
     /** @type {Picture[]} */
@@ -147,11 +149,10 @@ export class ReviewGrid {
   makeActions() {
     const actions = element("div", "actions");
     for (const [action, words, shape] of /** @type {[string, string, string][]} */ ([
-      ["accept", "Accept (A)", "accept"], ["edit", "Edit the caption (Enter)", "edit"],
-      ["held_out", "Hold out, or not (H)", "hold"], ["excluded", "Exclude, or include (X)", "exclude"],
+      ["accept", say("review.do.accept"), "accept"], ["edit", say("review.do.edit"), "edit"],
+      ["held_out", say("review.do.hold"), "hold"], ["excluded", say("review.do.exclude"), "exclude"],
     ])) {
-      const button = /** @type {HTMLButtonElement} */ (element("button", action, icon(shape)));
-      button.type = "button";
+      const button = element("button", { type: "button", className: action }, icon(shape));
       button.tabIndex = -1; // the keys do the same
       button.title = words;
       button.setAttribute("aria-label", words);

@@ -3,6 +3,8 @@
  * Which pictures of a review are shown, and where they lie in the grid. Pure: no DOM, no HTTP.
  */
 
+import { say, sayCounted } from "./words.mjs";
+
 /**
  * One picture as GET /pistachio/review gives it; what is empty or false is left out.
  * @typedef {object} Picture
@@ -21,15 +23,15 @@
  * @typedef {{code: string, topic: string, severity: string, words: string, advice: string, pictures: string[]}} Finding
  */
 
-/** @type {[key: string, words: string, test: (picture: Picture) => boolean][]} */
+/** @type {[key: string, words: import("./words.mjs").PlainKey, test: (picture: Picture) => boolean][]} */
 export const FILTERS = [
-  ["all", "All", () => true],
-  ["look", "To look at", (picture) => Boolean(picture.reason)],
-  ["empty", "No caption", (picture) => !picture.caption && !picture.unsaved],
-  ["edited", "Edited by hand", (picture) => Boolean(picture.is_edited)],
-  ["held_out", "Held out", (picture) => Boolean(picture.is_held_out)],
-  ["excluded", "Excluded", (picture) => Boolean(picture.is_excluded)],
-  ["unsaved", "Not saved yet", (picture) => picture.unsaved !== undefined],
+  ["all", "review.filter.all", () => true],
+  ["look", "review.filter.look", (picture) => Boolean(picture.reason)],
+  ["empty", "review.filter.empty", (picture) => !picture.caption && !picture.unsaved],
+  ["edited", "review.filter.edited", (picture) => Boolean(picture.is_edited)],
+  ["held_out", "review.filter.held_out", (picture) => Boolean(picture.is_held_out)],
+  ["excluded", "review.filter.excluded", (picture) => Boolean(picture.is_excluded)],
+  ["unsaved", "review.filter.unsaved", (picture) => picture.unsaved !== undefined],
 ];
 const FINDING = "finding:";
 
@@ -62,7 +64,7 @@ function searched(picture) {
 
 /** @param {Picture[]} pictures @param {Finding[]} findings @returns {{key: string, words: string, count: number, title: string}[]} filters that show something, and "all" */
 export function filterChoices(pictures, findings) {
-  const own = FILTERS.map(([key, words, test]) => ({ key, words, count: pictures.filter(test).length, title: "" }));
+  const own = FILTERS.map(([key, words, test]) => ({ key, words: say(words), count: pictures.filter(test).length, title: "" }));
   const names = new Set(pictures.map(({ name }) => name));
   const found = findings.map((finding) => ({
     key: findingKey(finding), words: finding.topic, count: finding.pictures.filter((name) => names.has(name)).length,
@@ -71,17 +73,17 @@ export function filterChoices(pictures, findings) {
   return [...own, ...found].filter(({ key, count }) => key === "all" || count > 0);
 }
 
-/** @param {Picture[]} pictures @returns {string} "1,000 pictures, 3 excluded, 5 held out" */
+/** @param {Picture[]} pictures @returns {string} "1000 pictures, 3 excluded, 5 held out" */
 export function countWords(pictures) {
   const count = (/** @type {(picture: Picture) => unknown} */ test) => pictures.filter(test).length;
-  const parts = [`${pictures.length.toLocaleString("en")} picture${pictures.length === 1 ? "" : "s"}`];
+  const parts = [sayCounted("review.pictures", pictures.length)];
   const excluded = count((picture) => picture.is_excluded);
   const heldOut = count((picture) => picture.is_held_out && !picture.is_excluded);
   const waiting = count((picture) => picture.reason);
-  if (waiting) parts.push(`${waiting} to look at`);
-  if (excluded) parts.push(`${excluded} excluded`);
-  if (heldOut) parts.push(`${heldOut} held out`);
-  return parts.join(", ");
+  if (waiting) parts.push(say("review.count.look", { count: waiting }));
+  if (excluded) parts.push(say("review.count.excluded", { count: excluded }));
+  if (heldOut) parts.push(say("review.count.held_out", { count: heldOut }));
+  return parts.join(say("list.comma"));
 }
 
 // ---- the grid ------------------------------------------------------------------
@@ -99,8 +101,9 @@ export function layout(widthPx, leastTilePx) {
 
 /** First and one past the last row to have in the DOM. @param {number} top of what is seen @param {number} height @param {number} rowHeightPx @param {number} count @param {number} spare rows before and after */
 export function rowsInView(top, height, rowHeightPx, count, spare = 1) {
-  const first = Math.max(0, Math.floor(top / rowHeightPx) - spare);
-  return [Math.min(first, count), Math.min(count, Math.ceil((top + height) / rowHeightPx) + spare)];
+  const seen = Math.min(top, Math.max(0, count * rowHeightPx - height)); // a browser may take a list's new height late
+  const first = Math.max(0, Math.floor(seen / rowHeightPx) - spare);
+  return [Math.min(first, count), Math.min(count, Math.ceil((seen + height) / rowHeightPx) + spare)];
 }
 
 /** Where a key leads. @param {string} key @param {number} from @param {number} count of pictures @param {number} columns @param {number} rows on a page */
@@ -115,17 +118,17 @@ export function moved(key, from, count, columns, rows) {
   return Math.max(0, Math.min(count - 1, to));
 }
 
-/** @type {[keys: string, words: string][]} */
+/** @type {[keys: string, words: import("./words.mjs").PlainKey][]} */
 export const KEYS = [
-  ["← → ↑ ↓", "to another picture; Page Up, Page Down, Home, End too"],
-  ["Enter", "edit the caption"],
-  ["Ctrl+Enter", "save it; so does a click elsewhere"],
-  ["Esc", "leave the caption as it was; close what is open"],
-  ["A", "accept a caption that is marked to be looked at"],
-  ["X", "exclude from training, or include again"],
-  ["H", "hold out to measure with, or give back to training"],
-  ["Space", "see the picture large"],
-  ["/", "search"],
-  ["Ctrl+Z", "undo; Ctrl+Shift+Z or Ctrl+Y: redo"],
-  ["?", "these keys"],
+  ["← → ↑ ↓", "review.keys.move"],
+  ["Enter", "review.keys.edit"],
+  ["Ctrl+Enter", "review.keys.save"],
+  ["Esc", "review.keys.leave"],
+  ["A", "review.keys.accept"],
+  ["X", "review.keys.exclude"],
+  ["H", "review.keys.hold"],
+  ["Space", "review.keys.large"],
+  ["/", "review.keys.search"],
+  ["Ctrl+Z", "review.keys.undo"],
+  ["?", "review.keys.keys"],
 ];

@@ -10,13 +10,13 @@ import { element } from "./elements.mjs";
 import { inputNode, nodesOnCanvas, onCommand, onMessage, onNode } from "./host.mjs";
 import { ReviewView } from "./review.mjs";
 import { button, icon } from "./review_parts.mjs";
+import { say } from "./words.mjs";
 
 const MIN_HEIGHT_PX = 420;
 const NODE_SIZE = /** @type {[number, number]} */ ([640, 640]);
 const NODE_TILE_PX = 150;
 const DIALOG_TILE_PX = 200;
 const REFRESH_INTERVAL_MS = 4000; // while something runs
-const NO_FOLDER = "Connect Load Image Folder, or press Run, to see the pictures here.";
 
 /**
  * @typedef {import("./host.mjs").CanvasNode} CanvasNode
@@ -46,7 +46,7 @@ class NodeReview {
     /** @type {Scope | null} told by the server when the node ran */
     this.told = null;
     this.view = new ReviewView({
-      leastTilePx: NODE_TILE_PX, hint: NO_FOLDER, settings: () => settingsOf(node), onLarge: () => openDialog(this.scope, () => settingsOf(node)),
+      leastTilePx: NODE_TILE_PX, hint: say("review.hint.node"), settings: () => settingsOf(node), onLarge: () => openDialog(this.scope, () => settingsOf(node)),
     });
     this.view.root.addEventListener("pointerenter", () => this.follow());
     const widget = node.addDOMWidget("review", "pistachio_review", this.view.root, {
@@ -102,20 +102,17 @@ let dialogView = null;
 export function openDialog(scope, settings = () => ({})) {
   if (dialogView) return;
   const before = /** @type {HTMLElement | null} */ (document.activeElement);
-  const view = (dialogView = new ReviewView({ leastTilePx: DIALOG_TILE_PX, hint: "Write the name of a folder in ComfyUI's input above.", settings }));
-  const folder = /** @type {HTMLInputElement} */ (element("input", "folder"));
-  folder.value = scope?.folder ?? "";
-  folder.placeholder = "folder in ComfyUI's input";
-  folder.setAttribute("aria-label", "Folder");
+  const view = (dialogView = new ReviewView({ leastTilePx: DIALOG_TILE_PX, hint: say("review.hint.dialog"), settings }));
+  const folder = element("input", { className: "folder", value: scope?.folder ?? "", placeholder: say("review.folder.placeholder"), ariaLabel: say("review.folder") });
   folder.addEventListener("change", () => view.open({ folder: folder.value, recursive: true }));
   folder.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") event.stopPropagation();
     if (event.key === "Enter") view.grid.root.focus();
   });
-  const close = button("Close (Esc)", () => dialog.close(), icon("close"));
-  const title = element("h2", "", "Review");
-  const dialog = /** @type {HTMLDialogElement} */ (element("dialog", "pistachio-review-dialog", element("div", "head", title, folder, close), view.root));
-  dialog.setAttribute("aria-label", "Review of pictures and captions");
+  const close = button(say("review.close"), () => dialog.close(), icon("close"));
+  const title = element("h2", "", say("review.title"));
+  const dialog = element("dialog", "pistachio-review-dialog", element("div", "head", title, folder, close), view.root);
+  dialog.setAttribute("aria-label", say("review.dialog"));
   dialog.addEventListener("keydown", (event) => event.stopPropagation());
   dialog.addEventListener("cancel", (event) => {
     if (view.editor.isOpen) event.preventDefault();
@@ -133,7 +130,7 @@ export function openDialog(scope, settings = () => ({})) {
 }
 
 onNode("PistachioReviewDataset", reviewOnNode);
-onCommand("Pistachio.ReviewDataset", "Review a dataset's pictures and captions", () => {
+onCommand("Pistachio.ReviewDataset", say("review.command"), () => {
   const node = nodesOnCanvas().find((one) => folderOf(one));
   openDialog(node ? folderOf(node) : null, () => (node ? settingsOf(node) : {}));
 });

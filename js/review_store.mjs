@@ -1,10 +1,10 @@
 // @ts-check
 /**
  * A folder under review, as the server has it, and every change asked of the server, one after the other.
- * A text that could not be saved is kept until it is. One store a folder: all views of it show the same.
+ * A text that could not be saved is kept until it is. Knows neither the page nor ComfyUI's scripts.
  */
 
-import { getJson, postJson, url } from "./host.mjs";
+import { say } from "./words.mjs";
 
 const CHECK_INTERVAL_MS = 700;
 
@@ -13,12 +13,18 @@ const CHECK_INTERVAL_MS = 700;
  * @typedef {import("./review_list.mjs").Finding} Finding
  * @typedef {{folder: string, recursive?: boolean, videos?: boolean}} Scope
  * @typedef {{name: string, mine: string, theirs: string | null}} Conflict
+ *
+ * @typedef {object} Host what is asked of the server
+ * @property {(path: string) => Promise<any>} getJson
+ * @property {(path: string, content: object) => Promise<{status: number, body: any}>} postJson
+ * @property {(path: string) => string} url
  */
 
 export class ReviewStore extends EventTarget {
-  /** @param {Scope} scope */
-  constructor(scope) {
+  /** @param {Scope} scope @param {Host} host */
+  constructor(scope, host) {
     super();
+    this.host = host;
     this.scope = { recursive: true, videos: false, ...scope };
     /** @type {Picture[]} */
     this.pictures = [];
@@ -53,14 +59,15 @@ export class ReviewStore extends EventTarget {
 
   /** @param {Picture} picture @param {number} sizePx */
   thumbnail(picture, sizePx) {
-    return url(`/pistachio/thumbnail?folder=${encodeURIComponent(this.scope.folder)}&file=${encodeURIComponent(picture.name)}&size=${sizePx}&v=${picture.version ?? ""}`);
+    return this.host.url(`/pistachio/thumbnail?folder=${encodeURIComponent(this.scope.folder)}&file=${encodeURIComponent(picture.name)}&size=${sizePx}&v=${picture.version ?? ""}`);
   }
 
+  /** @returns {Promise<void>} */
   async load() {
     const changes = this.changes;
     let found;
     try {
-      found = await getJson(`/pistachio/review?${this.query()}`);
+      found = await this.host.getJson(`/pistachio/review?${this.query()}`);
     } catch (error) {
       this.problem = sentence(error);
       this.tell();
@@ -85,7 +92,7 @@ export class ReviewStore extends EventTarget {
 
   /** The whole caption: a long one is cut in the list. @param {Picture} picture @returns {Promise<string | null>} */
   async caption(picture) {
-    return picture.is_cut ? (await getJson(`/pistachio/review/caption?${this.query({ name: picture.name })}`)).caption : picture.caption;
+    return picture.is_cut ? (await this.host.getJson(`/pistachio/review/caption?${this.query({ name: picture.name })}`)).caption : picture.caption;
   }
 
   // ---- changing ------------------------------------------------------------------
@@ -112,7 +119,7 @@ export class ReviewStore extends EventTarget {
       }
       if (this.unsaved.get(name) === text) this.unsaved.delete(name);
       this.conflicts = this.conflicts.filter((conflict) => conflict.name !== name);
-      this.receive(answer.body, `${name}: caption saved.`);
+      this.receive(answer.body, say("review.said.saved", { name }));
     });
   }
 
@@ -150,8 +157,9 @@ export class ReviewStore extends EventTarget {
     return this.inTurn(async () => {
       const answer = await this.post(turn, {});
       if (!answer) return;
-      const words = answer.body.words;
-      this.receive(answer.body, words ? `${turn === "undo" ? "Undone" : "Redone"}: ${words}.` : `There is nothing to ${turn}.`);
+      const change = answer.body.words, isUndo = turn === "undo";
+      if (change) this.receive(answer.body, say(isUndo ? "review.said.undone" : "review.said.redone", { change }));
+      else this.receive(answer.body, say(isUndo ? "review.undo.none" : "review.redo.none"));
     });
   }
 
@@ -159,11 +167,11 @@ export class ReviewStore extends EventTarget {
   async post(path, body) {
     this.changes += 1;
     try {
-      const answer = await postJson(`/pistachio/review/${path}`, { ...this.scope, ...body });
+      const answer = await this.host.postJson(`/pistachio/review/${path}`, { ...this.scope, ...body });
       if (answer.status === 200 || answer.status === 409) return answer;
-      this.tell(answer.body?.error ?? `ComfyUI refused it (HTTP ${answer.status}).`, true);
+      this.tell(answer.body?.error ?? say("review.refused", { status: answer.status }), true);
     } catch (error) {
-      this.tell(`Not saved: ComfyUI can't be reached (${sentence(error)}).`, true);
+      this.tell(say("review.unreachable", { reason: sentence(error) }), true);
     }
     return null;
   }
@@ -188,48 +196,29 @@ export class ReviewStore extends EventTarget {
   /** What Check Dataset finds; asked for until it is there. @param {{trigger_word?: string, resolution?: number}} settings @param {boolean} start */
   async check(settings, start) {
     if (this.checking) return;
-    this.checking = "Checking";
+    this.checking = say("review.checking");
     this.tell();
     try {
       for (let first = start ? "1" : "0"; ; first = "0") {
-        const found = await getJson(`/pistachio/review/findings?${this.query({ ...settings, start: first })}`);
+        const found = await this.host.getJson(`/pistachio/review/findings?${this.query({ ...settings, start: first })}`);
         if (found.state === "running") {
-          this.checking = found.total ? `Checking ${Math.floor((100 * found.done) / found.total)} %` : "Checking";
+          this.checking = found.total ? say("review.checking.percent", { percent: Math.floor((100 * found.done) / found.total) }) : say("review.checking");
           this.tell();
           await new Promise((resolve) => setTimeout(resolve, CHECK_INTERVAL_MS));
           continue;
         }
         this.checking = "";
         if (found.state === "done") this.findings = found.findings;
-        this.tell(start ? found.error ?? `${found.verdict}. ${this.findings.length ? "The filter shows what was found." : ""}` : "", found.state === "failed");
+        const told = this.findings.length ? say("review.checked.found", { verdict: found.verdict }) : say("review.checked", { verdict: found.verdict });
+        this.tell(start ? found.error ?? told : "", found.state === "failed");
         return;
       }
     } catch (error) {
       this.checking = "";
-      this.tell(`The check failed: ${sentence(error)}`, true);
+      this.tell(say("review.check.failed", { reason: sentence(error) }), true);
     }
   }
 }
 
 /** @param {unknown} error */
-const sentence = (error) => (error instanceof Error ? error.message : String(error));
-
-/** @type {Map<string, ReviewStore>} */
-const stores = new Map();
-
-/** @param {Scope} scope @returns {ReviewStore} the folder's, made at the first call */
-export function storeOf(scope) {
-  const key = JSON.stringify([scope.folder.trim(), scope.recursive ?? true, scope.videos ?? false]);
-  let store = stores.get(key);
-  if (!store) {
-    store = new ReviewStore({ ...scope, folder: scope.folder.trim() });
-    stores.set(key, store);
-    store.load();
-    store.check({}, false); // what is known already
-  }
-  return store;
-}
-
-window.addEventListener("beforeunload", (event) => {
-  if ([...stores.values()].some((store) => store.unsaved.size)) event.preventDefault();
-});
+export const sentence = (error) => (error instanceof Error ? error.message : String(error));

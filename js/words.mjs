@@ -10,6 +10,7 @@ import en from "./words/en.mjs";
 /** @typedef {{[key in Key]: string}} Words */
 /** @template {string} T @typedef {T extends `${string}{${infer Name}}${infer Rest}` ? Name | Placeholder<Rest> : never} Placeholder */
 /** The values that a text's placeholders stand for: none where it has none. @template {string} T @typedef {[Placeholder<T>] extends [never] ? [] : [values: {[name in Placeholder<T>]: string | number}]} Values */
+/** A key whose text has no placeholder, for tables of keys. @typedef {{[K in Key]: Placeholder<typeof en[K]> extends never ? K : never}[Key]} PlainKey */
 /** What `x.one` and `x.other` have in common. @typedef {Key extends infer K ? K extends `${infer Stem}.other` ? Stem : never : never} CountedKey */
 
 /** Languages beside English. @type {Record<string, () => Promise<{default: Words}>>} */
