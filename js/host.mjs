@@ -179,6 +179,12 @@ export function nodeOf(id) {
   return node;
 }
 
+/** @param {CanvasNode | null} node @param {string} name of an input @returns {string} its tooltip in English, as the node's definition has it; "" where there is none */
+export function inputTip(node, name) {
+  const inputs = /** @type {any} */ (node)?.constructor?.nodeData?.input;
+  return (inputs?.required?.[name] ?? inputs?.optional?.[name])?.[1]?.tooltip ?? "";
+}
+
 /** @returns {Record<string, {class_type: string, errors: {type: string, message: string, details: string, extra_info?: any}[]}>} what the server found wrong at the last Run */
 export function nodeErrors() {
   return /** @type {any} */ (app).lastNodeErrors ?? {};

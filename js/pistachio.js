@@ -9,6 +9,8 @@ import { speak } from "./words.mjs";
 
 await speak(locale());
 await Promise.all([
+  import("./commands.mjs"),
+  import("./one_form.mjs"),
   import("./review_places.mjs"),
   import("./runs.mjs"),
   import("./train_view.mjs"),

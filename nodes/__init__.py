@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..bridge.routes import add_routes
+from ..bridge.templates import sort_templates
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
 from .caption_rules import CaptionHistoryNode, CaptionRulesNode
 from .captioners import CaptionerFromClip, LoadGGUFCaptioner
@@ -62,4 +63,5 @@ class PistachioExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         # Here, because on_load is not called by every ComfyUI that the pack supports.
         add_routes()
+        sort_templates()
         return NODES

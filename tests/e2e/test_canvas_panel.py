@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from support import tiny_workflows
 from support.canvas import Canvas
 from support.pictures import write_folder
 
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "train_character_wan21.json"
+WORKFLOW = tiny_workflows.BUNDLED["train_character_wan21"]
 TRAIN_TIMEOUT_MS = 400_000
 NUM_STEPS, NUM_EVALUATIONS = 300, 6  # some seconds, so that a busy machine draws states in between
 PANEL = ".pistachio-panel"

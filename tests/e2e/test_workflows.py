@@ -15,8 +15,7 @@ from support import tiny_workflows
 from support.canvas import Canvas
 from support.pictures import draw, write_folder
 
-FOLDER = Path(__file__).resolve().parents[2] / "workflows"
-FILES = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+FILES = tiny_workflows.BUNDLED
 RUN_TIMEOUT_SECONDS = 900
 WIDGET_KINDS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 

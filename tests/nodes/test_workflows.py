@@ -1,15 +1,17 @@
 """The bundled workflows as files: laid out to be read, with every base file's address, and of this pack's version."""
 
 import json
+import re
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 from pistachio.version import VERSION
+from support.build_workflows import TITLES, bundled
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
-TRAINING = [path for path in FILES if path.stem.startswith("train_character_")]
+TRAINING = [bundled(key) for key in TITLES if key.startswith("train_character_")]
 TITLE_PX = 30
 MODEL_WIDGETS = {
     "CheckpointLoaderSimple": 1, "UNETLoader": 1, "VAELoader": 1, "CLIPLoader": 1, "DualCLIPLoader": 2,
@@ -29,10 +31,16 @@ def box(node: dict) -> tuple[float, float, float, float]:
 
 
 def test_every_family_and_job_has_one():
-    assert {path.stem for path in FILES} == {
+    assert set(TITLES) == {
         *(f"train_character_{family}" for family in ("sd15", "sdxl", "sd35", "flux", "wan21")), "caption_only", "caption_and_review", "continue_run",
-        "character_sheet", "character_sheet_kontext",
+        "character_sheet", "character_sheet_kontext", "one_form",
     }
+    assert {path.stem for path in FILES} == set(TITLES.values())
+
+
+def test_titles_are_words_and_sort_in_the_order_of_the_work():
+    assert list(TITLES.values()) == sorted(TITLES.values())
+    assert all(re.fullmatch(r"\d\d [A-Z][A-Za-z0-9. ]+", title) for title in TITLES.values())
 
 
 def test_no_two_nodes_overlap(workflow):

@@ -1,6 +1,6 @@
-"""Writes workflows/*.json: `python build_workflows.py http://127.0.0.1:8188`, with a ComfyUI that has the pack running there.
+"""Writes workflows/*.json and subgraphs/*.json: `python build_workflows.py http://127.0.0.1:8188`, with a ComfyUI that has the pack running there.
 
-Owns what each bundled workflow holds, says and looks like; `graph` owns the format.
+Owns what each bundled workflow and blueprint holds, says and looks like; `graph` owns the format.
 """
 
 from __future__ import annotations
@@ -224,6 +224,20 @@ The LoRA lies in `models/loras` under the run's name: any LoRA loader takes it.
 **loss_chart** and **run** of Train LoRA feed *Loss Chart* and *Select Checkpoint*, for a picture of the curve and for another checkpoint than the chosen one.
 """
 
+FORM_NOTE = """
+## One form
+
+**In app mode** (the app button above, ComfyUI from 2026) this graph is a form: folder, base model, trigger word, Run.
+
+**Here** those are the first nodes. Put about 20 pictures of your character into `input/my_character`, choose the checkpoint, write a rare word as the trigger and press **Run**.
+
+Captions that are there are kept. Size, name, steps and memory are planned; a cancelled run goes on with the next Run.
+"""
+
+FORM_END_NOTE = """
+Left the base, right the LoRA, from the same noise. The LoRA lies in `models/loras` under the run's name: any LoRA loader takes it. Write other scenes and press **Run**: only the sheet is drawn anew.
+"""
+
 CAPTION_NOTE = """
 ## Captions alone
 
@@ -251,7 +265,7 @@ Choose **To look at** above the grid: captions that the captioner itself has dou
 AFTER_REVIEW_NOTE = """
 Name a caption's *changeable* things: clothes, place, light, expression. Leave out what belongs to the character: it goes to the trigger word `{trigger}`.
 
-Then open a *train character* template with the same folder: it takes the captions, exclusions and held-out marks of the review.
+Then open a *Train a character* template with the same folder: it takes the captions, exclusions and held-out marks of the review.
 """
 
 CONTINUE_NOTE = """
@@ -276,13 +290,13 @@ A cancelled run goes on where it stopped. Edit `outfits` and `backgrounds` as yo
 SET_NOTE = """
 The pictures lie in `input/my_character`. In **Review Dataset** exclude those that don't look like your character: be strict, a wrong face is learned too. What you delete is not made again.
 
-About **20 good ones** make a set. Then open *train character* with the folder `my_character`.
+About **20 good ones** make a set. Then open *Train a character* with the folder `my_character`.
 """
 
 QWEN_NOTE = """
 **Qwen-Image-Edit 2509** keeps a person well. 20 GB of weights; with the 4-step Lightning LoRA set steps to 4 and cfg to 1.
 
-**Another model?** For *FLUX.1 Kontext* open the template `character sheet kontext`. For *FLUX.2 Klein* use that template with `edit_model` FLUX.2 and the loaders of ComfyUI's own Klein template (model, `qwen_3_4b` as type flux2, `flux2-vae`), an Empty Flux 2 Latent, 4 steps and cfg 1.
+**Another model?** For *FLUX.1 Kontext* open the template *Character sheet with Kontext*. For *FLUX.2 Klein* use that template with `edit_model` FLUX.2 and the loaders of ComfyUI's own Klein template (model, `qwen_3_4b` as type flux2, `flux2-vae`), an Empty Flux 2 Latent, 4 steps and cfg 1.
 """
 
 KONTEXT_NOTE = """
@@ -300,6 +314,86 @@ def train_character(graph, family: Family) -> None:
     model, clip, vae, encoded = encoded_set(graph, family, dataset, x=1230)
     _, lora_name, *_ = training(graph, model, encoded, x=1680, run_name=f"my_character_{family.key}")
     generation(graph, family, model, clip, vae, lora_name, x=3030)
+
+
+def one_form(graph) -> None:
+    """Everything from a folder to a test sheet; app mode asks for three things of it."""
+    graph.note((0, 0), (400, 380), FORM_NOTE, title="Read me")
+    (dataset,) = graph.add("PistachioLoadImageFolder", (0, 430), (400, 480), folder="my_character", title="Pictures")
+    file = next(family for family in FAMILIES if family.key == "sdxl").checkpoint
+    model, clip, vae = graph.add("CheckpointLoaderSimple", (0, 960), (400, 100), ckpt_name=file.name, models=(file.model,), title="Base model")
+    graph.group("1  The form", (-30, -110, 460, 1200), GREEN)
+    x = 490
+    (captioner,) = graph.add("PistachioLoadJoyCaption", (x, 0), (380, 130))
+    captioned, _ = graph.add(
+        "PistachioCaptionDataset", (x, 190), (380, 870), dataset=dataset, captioner=captioner, trigger_word=TRIGGER, caption_length="short",
+        title="Trigger word and captions",
+    )
+    (split,) = graph.add("PistachioSplitDataset", (x + 430, 0), (340, 560), dataset=captioned)
+    name, resolution = graph.add("PistachioPlanTraining", (x + 430, 620), (340, 150), model=model, dataset=split)
+    (encoded,) = graph.add("PistachioEncodeDataset", (x + 430, 830), (340, 230), dataset=split, vae=vae, clip=clip, resolution=resolution)
+    graph.group("2  Captions and plan", (x - 30, -110, 830, 1200), BLUE)
+    x = 1350
+    _, _, run, *_ = graph.add("PistachioTrainLora", (x, 0), (620, 1060), model=model, encoded=encoded, run_name=name)
+    graph.group("3  Train", (x - 30, -110, 680, 1200), BROWN)
+    x = 2060
+    (sheet,) = graph.add("PistachioTestSheet", (x, 0), (400, 600), run=run, model=model, clip=clip, vae=vae)
+    graph.note((x, 650), (400, 200), FORM_END_NOTE, title="The sheet")
+    graph.add("SaveImage", (x + 450, 0), (700, 1060), images=sheet, filename_prefix="pistachio/test_sheet")
+    graph.results.append(len(graph.nodes))
+    graph.group("4  Test sheet", (x - 30, -110, 1210, 1200), PURPLE)
+    graph.ask(dataset, "folder", "A folder in ComfyUI's input with about 20 pictures of one character")
+    graph.ask(model, "ckpt_name", "Train on the one that you generate with")
+    graph.ask(captioned, "trigger_word", "A rare word that will stand for the character in your prompts")
+    graph.ask(run, "live", "Loss on the held-out pictures while it trains")
+
+
+def caption_and_review_node(graph) -> None:
+    """A folder and a trigger word in, a reviewed dataset out."""
+    folder, trigger = graph.take("folder", "STRING"), graph.take("trigger_word", "STRING")
+    (dataset,) = graph.add("PistachioLoadImageFolder", (0, 0), (360, 480), folder=folder)
+    (captioner,) = graph.add("PistachioLoadJoyCaption", (0, 540), (360, 130))
+    captioned, _ = graph.add("PistachioCaptionDataset", (410, 0), (380, 870), dataset=dataset, captioner=captioner, trigger_word=trigger)
+    (reviewed,) = graph.add("PistachioReviewDataset", (840, 0), (760, 870), dataset=captioned, trigger_word=trigger)
+    graph.give("dataset", reviewed)
+
+
+def train_and_choose_node(graph) -> None:
+    """A model and a captioned dataset in; the model with the LoRA of the best step, or of the one that you name, out."""
+    model, clip, vae = graph.take("model", "MODEL"), graph.take("clip", "CLIP"), graph.take("vae", "VAE")
+    dataset, step = graph.take("dataset", "PISTACHIO_DATASET"), graph.take("step", "INT")
+    (split,) = graph.add("PistachioSplitDataset", (0, 0), (340, 560), dataset=dataset)
+    name, resolution = graph.add("PistachioPlanTraining", (0, 620), (340, 150), model=model, dataset=split)
+    (encoded,) = graph.add("PistachioEncodeDataset", (390, 0), (340, 230), dataset=split, vae=vae, clip=clip, resolution=resolution)
+    _, _, run, chart, _ = graph.add("PistachioTrainLora", (780, 0), (560, 1060), model=model, encoded=encoded, run_name=name)
+    lora_name, _, _ = graph.add("PistachioSelectCheckpoint", (1390, 0), (340, 230), run=run, step=step)
+    (trained,) = graph.add("LoraLoaderModelOnly", (1390, 290), (340, 90), model=model, lora_name=lora_name, strength_model=1.0)
+    graph.add("PistachioCheckpointGrid", (1390, 440), (400, 620), run=run, model=model, clip=clip, vae=vae, num_seeds=1, with_base=True)
+    for one, output in (("model", trained), ("lora_name", lora_name), ("run", run), ("loss_chart", chart)):
+        graph.give(one, output)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blueprint:
+    name: str  # of the file, and what the node library shows
+    description: str
+    aliases: tuple[str, ...]
+    build: Callable
+    size: tuple[int, int]
+
+
+BLUEPRINTS = (
+    Blueprint(
+        name="Caption and review (Pistachio)", build=caption_and_review_node, size=(360, 130),
+        description="A folder of pictures in, a captioned and reviewed dataset out: JoyCaption writes what is missing, and the review inside shows every picture with its caption.",
+        aliases=("lora", "caption", "joycaption", "review captions", "dataset"),
+    ),
+    Blueprint(
+        name="Train and choose (Pistachio)", build=train_and_choose_node, size=(360, 190),
+        description="Trains a LoRA on the model with a captioned dataset, chooses the best step by the held-out pictures and gives the model with it. Write another step to take that one instead; the grid inside compares them.",
+        aliases=("lora", "train", "kohya", "character lora", "fine-tune"),
+    ),
+)
 
 
 def caption_only(graph) -> None:
@@ -426,7 +520,28 @@ EDIT_MODELS = (
     EditModel(key="_kontext", title="FLUX.1 Kontext dev", wording="FLUX.1 Kontext", build=kontext),
 )
 
+# The template browser shows a file's name as the title; the number puts the list in the order of the work.
+TITLES = {
+    "one_form": "01 Train a character in one form.app",
+    "character_sheet": "02 Character sheet from one picture",
+    "character_sheet_kontext": "03 Character sheet with Kontext",
+    "caption_only": "04 Caption a folder",
+    "caption_and_review": "05 Caption and review",
+    "train_character_sd15": "06 Train a character on SD 1.5",
+    "train_character_sdxl": "07 Train a character on SDXL",
+    "train_character_sd35": "08 Train a character on SD 3.5",
+    "train_character_flux": "09 Train a character on Flux.1",
+    "train_character_wan21": "10 Train a character on Wan 2.1",
+    "continue_run": "11 Continue a run",
+}
+
+
+def bundled(key: str) -> Path:
+    return ROOT / "workflows" / f"{TITLES[key]}.json"
+
+
 WORKFLOWS = {
+    "one_form": one_form,
     **{f"train_character_{family.key}": lambda graph, family=family: train_character(graph, family) for family in FAMILIES},
     "caption_only": caption_only,
     "caption_and_review": caption_and_review,
@@ -446,9 +561,17 @@ def main(url: str) -> None:
     for name, build in WORKFLOWS.items():
         graph = graph_module.Graph(object_info=object_info, pack_version=version, core_version=CORE_VERSION)
         build(graph)
-        workflow = graph.workflow(workflow_id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"pistachio/{name}")), scale=0.45)
-        (ROOT / "workflows" / f"{name}.json").write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(name, len(workflow["nodes"]), "nodes")
+        workflow = graph.workflow(workflow_id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"pistachio/{name}")))
+        bundled(name).write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(bundled(name).name, len(workflow["nodes"]), "nodes")
+    for blueprint in BLUEPRINTS:
+        graph = graph_module.Graph(object_info=object_info, pack_version=version, core_version=CORE_VERSION)
+        blueprint.build(graph)
+        content = graph.blueprint(
+            name=blueprint.name, description=blueprint.description, aliases=blueprint.aliases, category="Pistachio", size=blueprint.size,
+        )
+        (ROOT / "subgraphs" / f"{blueprint.name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(blueprint.name, len(graph.nodes), "nodes")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from . import sparse
+from .build_workflows import TITLES, bundled
 
 SD35_CHECKPOINT = "tiny_sd35_checkpoint.safetensors"
 FOLDER = "my_character"
 NUM_STEPS = 4
 
+BUNDLED = {key: bundled(key) for key in TITLES}  # key -> file
 REFERENCE = "reference.png"  # the one picture of a character sheet
 SHEET_FOLDER = "sheet_of_my_character"
 

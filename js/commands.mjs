@@ -1,0 +1,110 @@
+// @ts-check
+/**
+ * The pack's commands: in the menu, the palette and the host's list of shortcuts, whatever is selected on the canvas.
+ * Each does what a button does elsewhere; none has a way of its own.
+ */
+
+import { openCheckpoints } from "./checkpoints.mjs";
+import { continueByHalf } from "./continue.mjs";
+import { addCommands, command, confirmed, getJson, nodesOnCanvas, onMessage, openWorkflow, postJson, toast, url } from "./host.mjs";
+import { setting } from "./settings.mjs";
+import { say } from "./words.mjs";
+
+/** @typedef {import("./runs_list.mjs").RunSummary} RunSummary */
+
+const TRAIN = "PistachioTrainLora";
+const MAIN_WORKFLOW = "01 Train a character in one form.app";
+const PACK = new URL(".", import.meta.url).pathname.split("/").filter(Boolean).at(-1) ?? "";
+
+/** @param {(run: RunSummary) => boolean} fits @returns {Promise<RunSummary | null>} the newest that fits */
+async function newestRun(fits) {
+  const { runs } = await getJson("/pistachio/runs");
+  return runs.find(fits) ?? null;
+}
+
+const ASKED = /** @type {const} */ ({ evaluate: "commands.asked.evaluate", sample: "commands.asked.sample", stop: "commands.asked.stop" });
+
+/** @param {"evaluate" | "sample" | "stop"} wish of the run that is being trained */
+async function ask(wish) {
+  const run = await newestRun(({ status }) => status === "running");
+  if (!run) return toast("info", say("commands.no_running"));
+  if (wish === "stop" && !(await mayStop(run.name))) return;
+  await post(run.name, "ask", { wish });
+  toast("info", run.name, say(ASKED[wish]));
+}
+
+/** Asks first where the settings say so. @param {string} run @returns {Promise<boolean>} */
+export async function mayStop(run) {
+  return !setting("Pistachio.Runs.ConfirmStop") || confirmed(say("commands.stop.title", { run }), say("commands.stop.question"));
+}
+
+/** @param {string} run @param {string} action @param {object} content */
+async function post(run, action, content) {
+  const { status, body } = await postJson(`/pistachio/runs/${encodeURIComponent(run)}/${action}`, content);
+  if (status >= 400) throw new Error(body?.error ?? `HTTP ${status}`);
+  return body;
+}
+
+async function compareNewest() {
+  const run = await newestRun(({ checkpoints }) => checkpoints.length > 0);
+  const details = run && (await getJson(`/pistachio/runs/${encodeURIComponent(run.name)}`));
+  if (!details) return toast("info", say("commands.no_checkpoints"));
+  if ((details.samples ?? []).length < 2) return toast("info", details.name, say("commands.no_samples"));
+  openCheckpoints(details, async (step) => {
+    try {
+      const { lora_name: file } = await post(details.name, "install", { step });
+      toast("success", say("commands.installed", { step }), `models/loras/${file}`);
+    } catch (error) {
+      toast("error", details.name, String(error instanceof Error ? error.message : error));
+    }
+  });
+}
+
+async function continueNewest() {
+  const node = nodesOnCanvas().find(({ type }) => type === TRAIN);
+  if (!node) return toast("info", say("commands.no_train_node"));
+  const named = node.widgets?.find(({ name }) => name === "run_name")?.value;
+  const finished = (/** @type {RunSummary} */ { status }) => status === "finished";
+  const run = (await newestRun((one) => finished(one) && one.name === named)) ?? (await newestRun(finished));
+  if (!run) return toast("info", say("commands.no_finished"));
+  await continueByHalf(node, run.name, run.step);
+}
+
+async function openMain() {
+  const answer = await fetch(url(`/workflow_templates/${encodeURIComponent(PACK)}/${encodeURIComponent(MAIN_WORKFLOW)}.json`));
+  if (!answer.ok) throw new Error(`${MAIN_WORKFLOW}: HTTP ${answer.status}`);
+  await openWorkflow(await answer.json(), MAIN_WORKFLOW);
+}
+
+/** Label, which ends as the id does; icon; key with Alt and Shift; what it does. @type {[import("./words.mjs").Key, string, string, () => unknown][]} */
+const COMMANDS = [
+  ["commands.OpenRuns", "pi pi-chart-line", "r", () => command("Workspace.ToggleSidebarTab.pistachio-runs")],
+  ["commands.CompareCheckpoints", "pi pi-images", "c", compareNewest],
+  ["commands.EvaluateNow", "pi pi-gauge", "e", () => ask("evaluate")],
+  ["commands.SampleNow", "pi pi-image", "p", () => ask("sample")],
+  ["commands.StopAndKeep", "pi pi-stop-circle", "s", () => ask("stop")],
+  ["commands.ContinueByHalf", "pi pi-forward", "h", continueNewest],
+  ["commands.OpenTrainingWorkflow", "pi pi-file-plus", "t", openMain],
+];
+
+/** @param {() => unknown} run @returns {() => Promise<void>} that says what went wrong */
+function told(run) {
+  return async () => {
+    try {
+      await run();
+    } catch (error) {
+      toast("error", "Pistachio", String(error instanceof Error ? error.message : error));
+    }
+  };
+}
+
+const idOf = (/** @type {string} */ label) => `Pistachio.${label.split(".")[1]}`;
+
+addCommands(
+  COMMANDS.map(([label, icon, , run]) => ({ id: idOf(label), label: say(/** @type {"commands.OpenRuns"} */ (label)), icon, run: told(run) })),
+  [...COMMANDS.map(([label, , key]) => /** @type {[string, string]} */ ([idOf(label), key])), ["Pistachio.ReviewDataset", "d"]],
+);
+
+onMessage("pistachio.finished", (data) => {
+  if (setting("Pistachio.Runs.TellWhenEnded")) toast("success", say("commands.ended", { run: data.run ?? "" }), data.verdict ?? "");
+});
