@@ -1,11 +1,13 @@
 // @ts-check
 /**
  * A run as the panel draws it, built from the server's history or from live messages.
- * Plain data: knows no page and no server.
+ * Plain data of bounded size: knows no page and no server.
  */
 
+import { Trace, traceOf } from "./trace.mjs";
+import { say } from "./words.mjs";
+
 const SPEED_SMOOTHING = 0.1; // share of the latest step
-const MAX_POINTS = 800; // of the training loss; more are thinned to every second one
 
 /**
  * @typedef {object} Evaluation
@@ -13,9 +15,22 @@ const MAX_POINTS = 800; // of the training loss; more are thinned to every secon
  * @property {number} percent change of the held-out loss against the base
  * @property {number} margin standard error, in the same unit
  *
+ * @typedef {object} Picture
+ * @property {string} thumbnail what GET /pistachio/thumbnail takes
+ * @property {string} prompt
+ * @property {boolean} with_trigger
+ * @property {number} [seed]
+ *
  * @typedef {object} Samples
  * @property {number} step
- * @property {{thumbnail: string, prompt: string, with_trigger: boolean}[]} pictures
+ * @property {Picture[]} pictures
+ *
+ * @typedef {object} Memory
+ * @property {string} place card, process, or plan where nothing is measured now
+ * @property {number | null} used_bytes
+ * @property {number | null} peak_bytes
+ * @property {number | null} total_bytes
+ * @property {number | null} planned_bytes
  *
  * @typedef {object} History
  * @property {string} run
@@ -23,37 +38,61 @@ const MAX_POINTS = 800; // of the training loss; more are thinned to every secon
  * @property {number} step
  * @property {number} numSteps
  * @property {number | null} secondsLeft
- * @property {{step: number, loss: number}[]} training
- * @property {number} stride
+ * @property {Trace} training smoothed loss of the steps
  * @property {Evaluation[]} evaluations
- * @property {Samples | null} samples the latest
+ * @property {Samples[]} samples by step
  * @property {string} note
  * @property {string} verdict
  * @property {number | null} chosenStep
  * @property {[number, number] | null} tied first and last step that are as good as the chosen one
  * @property {{step: number, percent: number}[]} trained change of the loss on training pictures, in the same unit
  * @property {number | null} secondsPerStep smoothed
- * @property {string} phase what it does now, where that is not training: evaluating, sampling
+ * @property {string} phase what it does now, where that is not training: loading, caching, evaluating, sampling
+ * @property {Memory | null} memory
+ * @property {string | null} sitting of the trainer whose events it goes on with
+ * @property {number} sequence number of the last of its events
+ * @property {number} revision of all but the training loss: grows with each change
  */
 
 /** @param {string} run @returns {History} */
 export function emptyHistory(run) {
   return {
-    run, status: "new", step: 0, numSteps: 0, secondsLeft: null, training: [], stride: 1, evaluations: [], samples: null, note: "",
-    verdict: "", chosenStep: null, tied: null, trained: [], secondsPerStep: null, phase: "",
+    run, status: "new", step: 0, numSteps: 0, secondsLeft: null, training: new Trace(), evaluations: [], samples: [], note: "", verdict: "",
+    chosenStep: null, tied: null, trained: [], secondsPerStep: null, phase: "", memory: null, sitting: null, sequence: 0, revision: 0,
   };
 }
 
-/** @param {any} details the answer of GET /pistachio/runs/{name} @returns {History} */
-export function fromServer(details) {
-  const history = emptyHistory(details.name);
-  history.numSteps = details.config?.settings?.num_steps ?? 0;
-  for (const row of details.metrics ?? []) if (row.kind !== "sample") addRow(history, row);
-  for (const entry of details.samples ?? []) addRow(history, { ...entry, kind: "sample" });
-  history.status = details.status;
-  history.chosenStep = details.status === "finished" ? details.chosen_step : null;
-  history.verdict = details.status === "finished" ? details.verdict ?? "" : "";
-  history.tied = details.status === "finished" ? details.report?.tied_range ?? null : null;
+/** @param {any} answer of GET /pistachio/runs/{name}/history, or of GET /pistachio/runs/{name} @returns {History} */
+export function fromServer(answer) {
+  const history = emptyHistory(answer.name);
+  if (answer.training) {
+    history.training = traceOf(answer.training);
+    for (const row of answer.evaluations) addEvaluation(history, row);
+    for (const row of answer.probes) addProbe(history, row);
+    history.note = answer.note;
+    history.step = answer.step;
+    history.numSteps = answer.num_steps;
+    history.secondsPerStep = answer.seconds_per_step;
+    history.memory = answer.memory;
+  } else {
+    history.numSteps = answer.config?.settings?.num_steps ?? 0;
+    for (const row of answer.metrics ?? []) if (row.kind !== "sample") addRow(history, row);
+  }
+  for (const entry of answer.samples ?? []) addSamples(history, entry);
+  if (answer.live) {
+    history.sitting = answer.live.sitting;
+    history.sequence = answer.live.sequence;
+    history.phase = answer.live.phase;
+    history.secondsLeft = answer.live.seconds_left;
+  } else {
+    history.phase = "";
+    history.secondsLeft = null;
+  }
+  const isFinished = answer.status === "finished";
+  history.status = answer.status;
+  history.chosenStep = isFinished ? answer.chosen_step : null;
+  history.verdict = isFinished ? answer.verdict ?? "" : "";
+  history.tied = isFinished ? answer.tied_range ?? answer.report?.tied_range ?? null : null;
   return history;
 }
 
@@ -61,12 +100,14 @@ export function fromServer(details) {
 export function addRow(history, row) {
   history.step = Math.max(history.step, row.step ?? 0);
   if (row.num_steps) history.numSteps = row.num_steps;
+  if (row.memory) history.memory = row.memory;
   if (history.status === "new") history.status = "running";
+  if (row.kind === "train") return addTraining(history, row);
+  history.revision++;
   if (row.kind === "phase") history.phase = row.phase ?? "";
-  else if (row.kind === "train") addTraining(history, row);
   else if (row.kind === "eval") addEvaluation(history, row);
   else if (row.kind === "probe") addProbe(history, row);
-  else if (row.kind === "sample") history.samples = { step: row.step, pictures: row.pictures ?? [] };
+  else if (row.kind === "sample") addSamples(history, row);
   else if (row.kind === "note") history.note = row.text ?? "";
   else if (row.kind === "finished") {
     history.status = "finished";
@@ -78,51 +119,59 @@ export function addRow(history, row) {
   }
 }
 
-/** @param {History} history @param {any} row */
+/** @param {History} history @param {any} row one step, or the latest of several in its `rows` */
 function addTraining(history, row) {
   history.step = row.step;
   history.secondsLeft = row.seconds_left ?? null;
   history.phase = "";
-  if (Number.isFinite(row.seconds)) {
-    const before = history.secondsPerStep ?? row.seconds;
-    history.secondsPerStep = before + SPEED_SMOOTHING * (row.seconds - before);
+  for (const [step, loss, seconds] of row.rows ?? [[row.step, row.loss_ema ?? row.loss, row.seconds]]) {
+    if (Number.isFinite(seconds)) {
+      const before = history.secondsPerStep ?? seconds;
+      history.secondsPerStep = before + SPEED_SMOOTHING * (seconds - before);
+    }
+    history.training.add(step, loss ?? NaN);
   }
-  const loss = row.loss_ema ?? row.loss;
-  const last = history.training.at(-1);
-  if (!Number.isFinite(loss) || (last && row.step < last.step + history.stride)) return;
-  history.training.push({ step: row.step, loss });
-  if (history.training.length <= MAX_POINTS) return;
-  history.training = history.training.filter((_, index) => index % 2 === 0);
-  history.stride *= 2;
 }
 
 /** @param {History} history @param {any} row */
 function addEvaluation(history, row) {
   if (!Number.isFinite(row.loss_delta_pct)) return;
   const base = row.loss - row.loss_delta;
-  const evaluation = { step: row.step, percent: row.loss_delta_pct, margin: base > 0 && row.se ? (100 * row.se) / base : 0 };
-  history.evaluations = [...history.evaluations.filter((other) => other.step !== row.step), evaluation].sort((a, b) => a.step - b.step);
+  put(history.evaluations, { step: row.step, percent: row.loss_delta_pct, margin: base > 0 && row.se ? (100 * row.se) / base : 0 });
+  history.revision++;
 }
 
 /** @param {History} history @param {any} row */
 function addProbe(history, row) {
   const first = row.train_loss - row.train_delta; // before any training
   if (!Number.isFinite(first) || first <= 0) return;
-  history.trained = [...history.trained.filter(({ step }) => step !== row.step), { step: row.step, percent: (100 * row.train_delta) / first }]
-    .sort((a, b) => a.step - b.step);
+  put(history.trained, { step: row.step, percent: (100 * row.train_delta) / first });
+  history.revision++;
+}
+
+/** @param {History} history @param {any} row */
+function addSamples(history, row) {
+  put(history.samples, { step: row.step, pictures: row.pictures ?? [] });
+  history.revision++;
+}
+
+/** At the end: steps that are trained anew replace what was there. @template {{step: number}} T @param {T[]} points @param {T} point */
+function put(points, point) {
+  while (points.length && points[points.length - 1].step >= point.step) points.pop();
+  points.push(point);
 }
 
 /** @param {number | null} secondsPerStep */
 export function speed(secondsPerStep) {
   if (!secondsPerStep) return "";
-  return secondsPerStep < 1 ? `${(1 / secondsPerStep).toPrecision(2)} steps/s` : `${secondsPerStep.toPrecision(2)} s a step`;
+  return secondsPerStep < 1 ? say("panel.speed.fast", { steps: (1 / secondsPerStep).toPrecision(2) }) : say("panel.speed.slow", { seconds: secondsPerStep.toPrecision(2) });
 }
 
 /** @param {number} seconds */
 export function duration(seconds) {
-  if (seconds < 60) return `${Math.max(0, Math.round(seconds))} s`;
+  if (seconds < 60) return say("panel.seconds", { seconds: Math.max(0, Math.round(seconds)) });
   const minutes = Math.round(seconds / 60);
-  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+  return minutes < 60 ? say("panel.minutes", { minutes }) : say("panel.hours", { hours: Math.floor(minutes / 60), minutes: String(minutes % 60).padStart(2, "0") });
 }
 
 /** @param {number} percent */

@@ -1,77 +1,104 @@
 // @ts-check
 /**
- * The live panel: a run's progress, curve and words as one DOM element, and the buttons that ask something of it.
- * `show` may be called as often as messages come; it redraws at most ten times a second.
+ * The live panel: a run's progress, curve, memory, samples and words as one DOM element, and the buttons that ask something of it.
+ * `show` may be called as often as messages come: it draws once a frame, and only what is seen.
  */
 
-import { drawChart, frameOf, stepAt } from "./chart.mjs";
+import { Chart, frameOf, nearest, readout, stepAt } from "./chart.mjs";
 import { addStylesheet, element } from "./elements.mjs";
+import { getJson } from "./host.mjs";
 import { duration, signed, speed } from "./history.mjs";
-import { url } from "./host.mjs";
+import { MemoryLine } from "./memory_line.mjs";
+import { SampleStrip } from "./sample_strip.mjs";
+import { traceOf } from "./trace.mjs";
+import { say } from "./words.mjs";
 
 export const MIN_HEIGHT_PX = 260;
-const REDRAW_INTERVAL_MS = 100;
-const THUMBNAIL_PX = 256;
-const OPENED_PX = 1024;
+const DETAIL_MS = 1500; // between two questions for a part that still grows
+const DRAG_PX = 6; // less is a click
 
 addStylesheet("panel.css");
 
-const DRAG_PX = 6; // less is a click
-
+/** @typedef {import("./history.mjs").History} History */
 /** @typedef {"evaluate" | "sample" | "stop" | "continue"} Action */
 
-/** What a button says, what it does in words, and in which states of the run it is there. @type {[Action, string, string, string[]][]} */
+/** What a button says and does, and in which states of the run it is there. @type {[Action, import("./words.mjs").PlainKey, import("./words.mjs").PlainKey, string[]][]} */
 const ACTIONS = [
-  ["stop", "Stop and keep", "Measures the weights as they are, and ends the run with the best checkpoint so far", ["running"]],
-  ["evaluate", "Evaluate now", "Measures the held-out pictures after this step and keeps a checkpoint", ["running"]],
-  ["sample", "Sample now", "Makes the pictures of Sample Settings after this step", ["running"]],
-  ["continue", "Continue by half", "Queues the graph with half as many steps again, from the run's end", ["finished"]],
+  ["stop", "panel.stop", "panel.stop.title", ["running"]],
+  ["evaluate", "panel.evaluate", "panel.evaluate.title", ["running"]],
+  ["sample", "panel.sample", "panel.sample.title", ["running"]],
+  ["continue", "panel.continue", "panel.continue.title", ["finished"]],
 ];
+
+/** @type {Record<string, import("./words.mjs").PlainKey>} */
+const PHASES = {
+  loading: "panel.phase.loading", caching: "panel.phase.caching", training: "panel.phase.training", evaluating: "panel.phase.evaluating",
+  sampling: "panel.phase.sampling",
+};
 
 export class Panel {
   /** @param {((action: Action) => Promise<void>) | null} act null where the run is only looked at */
   constructor(act = null) {
     this.act = act;
     /** @type {import("./chart.mjs").View} */
-    this.view = { steps: null, isLog: false, hovered: null };
+    this.view = { steps: null, isLog: false };
+    /** @type {number | null} step under the pointer, or that the keys have come to */
+    this.pointed = null;
     this.steps = element("span", "steps");
+    this.phase = element("span", "phase");
     this.status = element("span", "status");
     this.change = element("span", "change");
     this.done = element("div", "");
-    this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    this.hint = element("div", "hint");
-    this.hint.textContent = "Train LoRA draws the loss on the held-out pictures here.";
-    this.plot = element("div", "plot", this.svg, this.hint);
-    this.trained = element("span", "trained", "training pictures");
-    this.log = element("button", { className: "log", textContent: "log", title: "Equal shares of the loss are equally high", ariaPressed: "false" });
+    this.bar = element("div", { className: "bar", role: "progressbar", ariaLabel: say("panel.progress") }, this.done);
+    this.chart = new Chart();
+    this.hint = element("div", { className: "hint", textContent: say("panel.hint") });
+    this.readout = element("div", { className: "readout", hidden: true, ariaLive: "polite" });
+    this.plot = element("div", { className: "plot", tabIndex: 0, role: "group", ariaLabel: say("panel.chart.keys") }, this.chart.svg, this.chart.over, this.hint, this.readout);
+    this.trained = element("span", "trained");
+    this.log = element("button", { className: "log", textContent: say("panel.log"), title: say("panel.log.title"), ariaPressed: "false" });
     this.log.onclick = () => {
       this.view.isLog = !this.view.isLog;
       this.log.ariaPressed = String(this.view.isLog);
       this.draw();
     };
-    this.whole = element("button", { className: "whole", textContent: "whole run", title: "Show all steps again", onclick: () => this.zoom(null) });
+    this.whole = element("button", { className: "whole", textContent: say("panel.whole"), title: say("panel.whole.title"), onclick: () => this.zoom(null) });
     this.legend = element(
-      "div", "legend", element("span", "held", "held-out pictures, change against the base"), this.trained,
-      element("span", "noisy", "training loss (noisy; not used to choose)"), this.whole, this.log,
+      "div", "legend", element("span", { className: "held", textContent: say("panel.legend.held_out") }), this.trained,
+      element("span", { className: "noisy", textContent: say("panel.legend.noisy") }), this.whole, this.log,
     );
+    this.memory = new MemoryLine();
+    this.samples = new SampleStrip();
+    this.words = element("div", { className: "words", role: "status" });
     this.actions = element("div", "actions");
-    this.samples = element("div", "samples");
-    this.words = element("div", "words");
-    this.head = element("div", "head", this.steps, this.status, this.change);
-    this.bar = element("div", "bar", this.done);
-    this.root = element("div", "pistachio-panel", this.head, this.bar, this.plot, this.legend, this.samples, this.words, this.actions);
+    this.head = element("div", "head", this.steps, this.phase, this.status, this.change);
+    this.root = element(
+      "div", { className: "pistachio-panel", role: "region", ariaLabel: say("panel.label") },
+      this.head, this.bar, this.plot, this.legend, this.memory.root, this.samples.root, this.words, this.actions,
+    );
     // Scrolling the words must not zoom the canvas.
     this.words.addEventListener("wheel", (event) => {
       if (this.words.scrollHeight > this.words.clientHeight) event.stopPropagation();
     });
-    /** @type {import("./history.mjs").History | null} */
+    /** @type {History | null} */
     this.history = null;
-    this.shownSamples = "";
-    this.timer = 0;
-    new ResizeObserver(() => this.schedule()).observe(this.plot);
+    this.preparing = "";
+    this.frame = 0;
+    this.width = this.height = 0;
+    /** @type {{run: string, first: number, last: number, revision: number, trace: import("./trace.mjs").Trace} | null} */
+    this.detail = null;
+    this.detailAskedAt = -Infinity;
+    new ResizeObserver(([entry]) => {
+      // Of the page's layout, however far the canvas is zoomed; 0 where the panel is not seen.
+      this.width = Math.round(entry.contentRect.width);
+      this.height = Math.round(entry.contentRect.height);
+      this.schedule();
+    }).observe(this.plot);
     this.watchPointer();
+    this.watchKeys();
     this.addActions();
   }
+
+  // ---- asking it ----------------------------------------------------------
 
   /** Numbers under the pointer; a drag over steps zooms in. */
   watchPointer() {
@@ -79,18 +106,15 @@ export class Panel {
     let pressedAt = null;
     const place = (/** @type {PointerEvent} */ event) => {
       const box = this.plot.getBoundingClientRect();
-      return ((event.clientX - box.left) * this.plot.clientWidth) / box.width; // the canvas may be zoomed
+      return ((event.clientX - box.left) * this.width) / box.width; // the canvas may be zoomed
     };
-    const step = (/** @type {number} */ x) => (this.history ? stepAt(frameOf(this.history, this.view, this.plot.clientWidth, this.plot.clientHeight), x) : 0);
+    const step = (/** @type {number} */ x) => (this.history ? stepAt(this.chart.frame ?? frameOf(this.history, this.view, this.width, this.height), x) : 0);
     this.plot.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !this.history) return;
       pressedAt = place(event);
       event.stopPropagation(); // not a drag of the node
     });
-    this.plot.addEventListener("pointermove", (event) => {
-      this.view.hovered = step(place(event));
-      this.draw();
-    });
+    this.plot.addEventListener("pointermove", (event) => this.point(step(place(event))));
     this.plot.addEventListener("pointerup", (event) => {
       const from = pressedAt, to = place(event);
       pressedAt = null;
@@ -98,16 +122,52 @@ export class Panel {
     });
     this.plot.addEventListener("pointerleave", () => {
       pressedAt = null;
-      this.view.hovered = null;
-      this.draw();
+      this.point(null);
     });
     this.plot.addEventListener("dblclick", () => this.zoom(null));
+  }
+
+  /** Left and right go from one measurement to the next, + and − zoom, 0 shows the whole run. */
+  watchKeys() {
+    this.plot.addEventListener("keydown", (event) => {
+      const history = this.history;
+      if (!history || event.ctrlKey || event.metaKey || event.altKey) return;
+      const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const factor = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
+      if (move) this.pointTo(history, move);
+      else if (factor) this.zoomAround(history, factor);
+      else if (event.key === "0") this.zoom(null);
+      else return;
+      event.preventDefault();
+      event.stopPropagation(); // the canvas has keys of its own
+    });
+    this.plot.addEventListener("blur", () => this.point(null));
+  }
+
+  /** @param {History} history @param {number} move */
+  pointTo({ evaluations }, move) {
+    const [first, last] = this.view.steps ?? [0, Infinity];
+    const shown = evaluations.filter(({ step }) => step >= first && step <= last);
+    if (!shown.length) return;
+    const now = this.pointed === null ? null : nearest(shown, this.pointed);
+    const at = now === null ? (move > 0 ? 0 : shown.length - 1) : Math.min(shown.length - 1, Math.max(0, shown.indexOf(now) + move));
+    this.point(shown[at].step);
+  }
+
+  /** @param {History} history @param {number} factor */
+  zoomAround(history, factor) {
+    const whole = Math.max(history.numSteps, history.step, 1);
+    const [first, last] = this.view.steps ?? [0, whole];
+    const middle = this.pointed ?? (first + last) / 2, half = ((last - first) * factor) / 2;
+    this.zoom(2 * half >= whole ? null : [Math.max(0, middle - half), Math.min(whole, middle + half)]);
   }
 
   /** @param {[number, number] | null} steps */
   zoom(steps) {
     if (steps && steps[1] - steps[0] < 2) return;
     this.view.steps = steps && [Math.floor(steps[0]), Math.ceil(steps[1])];
+    this.detail = null;
+    this.detailAskedAt = -Infinity;
     this.draw();
   }
 
@@ -115,7 +175,7 @@ export class Panel {
     const act = this.act;
     if (!act) return;
     for (const [action, words, title] of ACTIONS) {
-      const button = element("button", { textContent: words, title });
+      const button = element("button", { textContent: say(words), title: say(title) });
       button.dataset.action = action;
       button.onclick = async () => {
         button.disabled = true;
@@ -126,82 +186,130 @@ export class Panel {
     }
   }
 
-  /** @param {import("./history.mjs").History | null} history */
+  // ---- drawing ------------------------------------------------------------
+
+  /** @param {History | null} history */
   show(history) {
     this.history = history;
     this.schedule();
   }
 
+  /** What is done before the run has anything to show; empty where nothing is. @param {string} words */
+  prepare(words) {
+    if (words === this.preparing) return;
+    this.preparing = words;
+    this.schedule();
+  }
+
   schedule() {
-    if (this.timer) return;
-    this.timer = window.setTimeout(() => {
-      this.timer = 0;
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
       this.draw();
-    }, REDRAW_INTERVAL_MS);
+    });
   }
 
   draw() {
     const history = this.history;
     const isEmpty = !history || history.status === "new";
-    for (const part of [this.head, this.bar, this.svg, this.legend, this.actions]) part.toggleAttribute("hidden", isEmpty);
-    this.hint.toggleAttribute("hidden", !isEmpty);
-    if (!history || isEmpty) {
-      this.words.textContent = "";
-      this.drawSamples(null);
+    for (const part of [this.head, this.bar, this.chart.svg, this.chart.over, this.legend, this.actions]) toggle(part, "hidden", isEmpty);
+    toggle(this.hint, "hidden", !isEmpty);
+    write(this.hint, this.preparing || say("panel.hint"));
+    this.memory.show(isEmpty ? null : history.memory);
+    this.samples.show(isEmpty ? null : history);
+    if (isEmpty) {
+      write(this.words, "");
       return;
     }
-    this.steps.textContent = `Step ${history.step} of ${history.numSteps}`;
-    this.status.textContent = statusWords(history);
-    this.done.style.width = `${(100 * history.step) / Math.max(1, history.numSteps)}%`;
-    this.drawChange(history);
-    this.drawSamples(history);
-    this.trained.toggleAttribute("hidden", history.trained.length < 2);
-    this.whole.toggleAttribute("hidden", this.view.steps === null);
-    for (const button of /** @type {HTMLButtonElement[]} */ ([...this.actions.children]))
-      button.toggleAttribute("hidden", !ACTIONS.some(([action, , , states]) => action === button.dataset.action && states.includes(history.status)));
+    this.drawHead(history);
+    this.drawLegend(history);
+    const actions = /** @type {HTMLButtonElement[]} */ ([...this.actions.children]);
+    for (const button of actions) toggle(button, "hidden", !ACTIONS.some(([action, , , states]) => action === button.dataset.action && states.includes(history.status)));
     const verdict = history.status === "finished" ? history.verdict : "";
-    this.words.textContent = verdict || history.note;
+    write(this.words, verdict || history.note);
     this.words.classList.toggle("verdict", Boolean(verdict));
-    const { clientWidth, clientHeight } = this.plot;
-    if (clientWidth && clientHeight) drawChart(this.svg, history, this.view, clientWidth, clientHeight);
+    if (!this.width || !this.height) return; // drawn when it is seen
+    this.chart.draw(history, this.view, this.traceShown(history), this.width, this.height);
+    if (this.pointed !== null) this.point(this.pointed);
   }
 
-  /** The latest pictures; anew only when they are others. @param {import("./history.mjs").History | null} history */
-  drawSamples(history) {
-    const samples = history?.samples;
-    const shown = samples ? `${history.run} ${samples.step}` : "";
-    if (shown === this.shownSamples) return;
-    this.shownSamples = shown;
-    this.samples.replaceChildren(...(samples?.pictures ?? []).map((picture) => sampleElement(samples?.step ?? 0, picture)));
+  /** @param {History} history */
+  drawHead(history) {
+    write(this.steps, say("panel.steps", { step: String(history.step), steps: String(history.numSteps) }));
+    const phase = history.status !== "running" ? "" : this.preparing ? "caching" : history.phase || "training";
+    toggle(this.phase, "hidden", !phase);
+    if (phase) write(this.phase, phase in PHASES ? say(PHASES[phase]) : phase);
+    write(this.status, this.preparing || statusWords(history));
+    const share = `${((100 * history.step) / Math.max(1, history.numSteps)).toFixed(1)}`;
+    if (this.bar.ariaValueNow !== share) {
+      this.bar.ariaValueNow = share;
+      this.done.style.width = `${share}%`;
+    }
+    const measured = history.evaluations.find((evaluation) => evaluation.step === history.chosenStep) ?? history.evaluations.at(-1);
+    write(this.change, measured && measured.step > 0 ? signed(measured.percent) : "");
+    this.change.classList.toggle("worse", Boolean(measured && measured.percent > 0));
+    const title = measured ? say("panel.change.title", { step: String(measured.step) }) : "";
+    if (this.change.title !== title) this.change.title = title;
   }
 
-  /** @param {import("./history.mjs").History} history */
-  drawChange(history) {
-    const chosen = history.evaluations.find((evaluation) => evaluation.step === history.chosenStep);
-    const shown = chosen ?? history.evaluations.at(-1);
-    this.change.textContent = shown && shown.step > 0 ? signed(shown.percent) : "";
-    this.change.classList.toggle("worse", Boolean(shown && shown.percent > 0));
-    this.change.title = shown ? `Held-out loss at step ${shown.step} against the base` : "";
+  /** @param {History} history */
+  drawLegend({ trained, evaluations }) {
+    toggle(this.trained, "hidden", trained.length < 2);
+    toggle(this.whole, "hidden", this.view.steps === null);
+    const last = trained.at(-1), held = last && evaluations.find(({ step }) => step === last.step);
+    write(this.trained, last && held ? say("panel.legend.trained.gap", { gap: (held.percent - last.percent).toFixed(1) }) : say("panel.legend.trained"));
+  }
+
+  /** @param {number | null} step */
+  point(step) {
+    this.pointed = step;
+    const found = step === null || !this.history ? null : readout(this.history, step, this.detail?.trace);
+    this.chart.point(found ? found.step : null);
+    toggle(this.readout, "hidden", !found);
+    if (!found || !this.chart.frame) return;
+    write(this.readout, found.words);
+    this.readout.classList.toggle("left", this.chart.frame.x(found.step) > this.width / 2);
+  }
+
+  /** The run's training loss, or a zoomed part of it in the server's detail. @param {History} history */
+  traceShown(history) {
+    const steps = this.view.steps;
+    if (!steps || history.training.stride === 1) return history.training;
+    const [first, last] = steps;
+    const { detail } = this;
+    const isThere = detail !== null && detail.run === history.run && detail.first === first && detail.last === last;
+    const isWhole = isThere && (detail.revision === history.training.revision || detail.trace.last >= last || history.status !== "running");
+    if (!isWhole && performance.now() - this.detailAskedAt > DETAIL_MS) this.askForDetail(history, first, last);
+    return isThere ? detail.trace : history.training;
+  }
+
+  /** @param {History} history @param {number} first @param {number} last */
+  async askForDetail(history, first, last) {
+    const { run } = history, { revision } = history.training;
+    this.detailAskedAt = performance.now();
+    const answer = await getJson(`/pistachio/runs/${encodeURIComponent(run)}/history?first=${first}&last=${last}`).catch(() => null); // the thinned curve stays
+    const [wantedFirst, wantedLast] = this.view.steps ?? [];
+    if (!answer || this.history?.run !== run || wantedFirst !== first || wantedLast !== last) return;
+    this.detail = { run, first, last, revision, trace: traceOf(answer.training) };
+    this.schedule();
   }
 }
 
-/** @param {number} step @param {{thumbnail: string, prompt: string, with_trigger: boolean}} picture */
-function sampleElement(step, picture) {
-  const address = (/** @type {number} */ size) => url(`/pistachio/thumbnail?file=${encodeURIComponent(picture.thumbnail)}&size=${size}`);
-  const image = document.createElement("img");
-  image.src = address(THUMBNAIL_PX);
-  image.alt = picture.prompt;
-  const link = element("a", picture.with_trigger ? "with-trigger" : "", image);
-  link.href = address(OPENED_PX);
-  link.target = "_blank";
-  link.title = `Step ${step}, ${picture.with_trigger ? "with" : "without"} the trigger word: ${picture.prompt}`;
-  return link;
+/** Leaves the page alone where nothing changed. @param {Element} part @param {string} text */
+function write(part, text) {
+  if (part.textContent !== text) part.textContent = text;
 }
 
-/** @param {import("./history.mjs").History} history */
+/** @param {Element} part @param {string} attribute @param {boolean} isThere */
+function toggle(part, attribute, isThere) {
+  if (part.hasAttribute(attribute) !== isThere) part.toggleAttribute(attribute, isThere);
+}
+
+/** @param {History} history */
 function statusWords(history) {
-  if (history.status === "finished") return history.chosenStep ? `finished, step ${history.chosenStep} chosen` : "finished";
-  if (history.status === "interrupted") return "saved; queue again to go on";
-  const left = history.secondsLeft === null ? "training" : `${duration(history.secondsLeft)} left`;
-  return [left, history.phase || speed(history.secondsPerStep)].filter(Boolean).join(", ");
+  if (history.status === "finished") return history.chosenStep ? say("panel.finished.chosen", { step: String(history.chosenStep) }) : say("panel.finished");
+  if (history.status === "interrupted") return say("panel.interrupted");
+  if (history.status !== "running") return "";
+  const left = history.secondsLeft === null ? "" : say("panel.left", { time: duration(history.secondsLeft) });
+  return [left, speed(history.secondsPerStep)].filter(Boolean).join(say("list.comma"));
 }

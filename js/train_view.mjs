@@ -1,13 +1,14 @@
 // @ts-check
 /**
  * Gives every Train LoRA node its live panel and feeds it.
- * Messages are not repeated to a page that was reloaded or lost its connection; the history is asked for then.
+ * Messages are not repeated to a page that was reloaded or lost its connection: feed.mjs asks for the history then.
  */
 
 import { continueByHalf } from "./continue.mjs";
+import { Feed } from "./feed.mjs";
 import { getJson, inputNode, onMessage, onNode, postJson, toast } from "./host.mjs";
-import { addRow, emptyHistory, fromServer } from "./history.mjs";
 import { MIN_HEIGHT_PX, Panel } from "./panel.mjs";
+import { say } from "./words.mjs";
 
 const MESSAGES = {
   "pistachio.step": "train",
@@ -18,6 +19,7 @@ const MESSAGES = {
   "pistachio.sample": "sample",
   "pistachio.finished": "finished",
 };
+const ON_ALL = "-all"; // what a run's name gets that is trained on all pictures
 
 /** @typedef {import("./host.mjs").CanvasNode} CanvasNode */
 
@@ -26,11 +28,11 @@ class TrainView {
   constructor(node) {
     this.node = node;
     this.panel = new Panel((action) => this.act(action));
-    /** @type {import("./history.mjs").History | null} */
-    this.history = null;
-    this.asked = 0;
-    /** @type {any[] | null} rows that come while the history is asked for: the answer may lack them */
-    this.meanwhile = null;
+    this.feed = new Feed(
+      (run) => getJson(`/pistachio/runs/${encodeURIComponent(run)}/history`),
+      (history) => this.panel.show(history),
+      (error) => console.warn("Pistachio: the run's history can't be read.", error), // a stopped server; the next message asks again
+    );
     const widget = node.addDOMWidget("live", "pistachio_panel", this.panel.root, {
       serialize: false,
       hideOnZoom: false,
@@ -46,53 +48,45 @@ class TrainView {
     return inputNode(this.node, "run_name") || typeof widget?.value !== "string" ? null : widget.value.trim();
   }
 
+  /** @param {string | null} run */
+  load(run) {
+    if (run) this.feed.load(run);
+  }
+
   /** @param {import("./panel.mjs").Action} action */
   async act(action) {
-    const run = this.history?.run;
-    if (!run) return;
+    const history = this.feed.history;
+    if (!history) return;
     try {
-      if (action === "continue") await continueByHalf(this.node, run, this.history?.numSteps ?? 0);
-      else await postJson(`/pistachio/runs/${encodeURIComponent(run)}/ask`, { wish: action }).then(({ status, body }) => {
+      if (action === "continue") await continueByHalf(this.node, history.run, history.numSteps);
+      else await postJson(`/pistachio/runs/${encodeURIComponent(history.run)}/ask`, { wish: action }).then(({ status, body }) => {
         if (status >= 400) throw new Error(body?.error ?? `HTTP ${status}`);
       });
     } catch (error) {
-      toast("error", run, String(error instanceof Error ? error.message : error));
+      toast("error", history.run, String(error instanceof Error ? error.message : error));
     }
-  }
-
-  /** @param {string} nodeId of a message; in a subgraph it is a path that ends in the node's own */
-  isMeant(nodeId) {
-    return String(nodeId ?? "").split(":").at(-1) === String(this.node.id);
-  }
-
-  /** @param {string | null} run */
-  async load(run) {
-    if (!run) return;
-    const question = ++this.asked;
-    this.meanwhile = [];
-    const details = await getJson(`/pistachio/runs/${encodeURIComponent(run)}`);
-    if (question !== this.asked) return; // a later question was asked meanwhile
-    const rows = this.meanwhile.filter((row) => row.run === run);
-    this.meanwhile = null;
-    this.history = details ? fromServer(details) : rows.length ? emptyHistory(run) : null;
-    if (this.history && this.history.status !== "finished") for (const row of rows) addRow(this.history, row);
-    this.panel.show(this.history);
   }
 
   /** @param {string} kind @param {any} data */
   receive(kind, data) {
-    if (!this.history || this.history.run !== data.run) {
-      this.history = emptyHistory(data.run);
-      this.load(data.run); // what came before this page did
-    } else if (this.history.status !== "running" && kind !== "finished") {
-      this.history.status = "running"; // it is resumed or continued
-      this.history.chosenStep = null;
-    }
-    const row = { ...data, kind };
-    this.meanwhile?.push(row);
-    addRow(this.history, row);
-    this.panel.show(this.history);
+    if (!isNode(this.node, data.node_id)) return;
+    // A node of another workflow may have the same number.
+    const name = this.runName;
+    if (name !== null && data.run !== name && data.run !== name + ON_ALL) return;
+    this.panel.prepare("");
+    this.feed.receive(kind, data);
   }
+
+  /** The bar of the node that fills the cache, before there is anything to train. @param {{node: string, value: number, max: number}} progress */
+  prepare({ node, value, max }) {
+    const source = inputNode(this.node, "encoded");
+    if (source && isNode(source, node)) this.panel.prepare(value < max ? say("panel.preparing", { done: value, all: max }) : "");
+  }
+}
+
+/** @param {CanvasNode} node @param {string} id of a message; in a subgraph it is a path that ends in the node's own */
+function isNode(node, id) {
+  return String(id ?? "").split(":").at(-1) === String(node.id);
 }
 
 /** @type {Set<TrainView>} */
@@ -120,16 +114,20 @@ onNode("PistachioTrainLora", (node) => {
 });
 
 for (const [message, kind] of Object.entries(MESSAGES)) {
-  onMessage(message, (data) => {
-    for (const view of views) if (view.isMeant(data.node_id)) view.receive(kind, data);
-  });
+  onMessage(message, (data) => views.forEach((view) => view.receive(kind, data)));
 }
 
-const reload = () => views.forEach((view) => view.load(view.history?.run ?? view.runName));
-onMessage("reconnected", reload);
-onMessage("execution_interrupted", reload);
-onMessage("execution_error", reload);
+const reload = () => views.forEach((view) => {
+  view.panel.prepare("");
+  view.feed.reload();
+});
+for (const message of ["reconnected", "execution_interrupted", "execution_error"]) onMessage(message, reload);
+onMessage("progress", (data) => views.forEach((view) => view.prepare(data)));
 onMessage("executed", (data) => {
   // A finished run that is queued again sends nothing but this.
-  for (const view of views) if (view.isMeant(data.node)) view.load(view.runName ?? view.history?.run ?? null);
+  for (const view of views) if (isNode(view.node, data.node)) view.load(view.runName ?? view.feed.history?.run ?? null);
+});
+document.addEventListener("visibilitychange", () => {
+  // A page that slept may have missed messages without noticing that its connection was lost.
+  if (document.visibilityState === "visible") views.forEach((view) => view.feed.history?.status === "running" && view.feed.reload());
 });
