@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..dataset.files import atomic_write_bytes
 from ..training.adapters.dora import PEFT_MAGNITUDE
 from ..training.errors import PistachioError
 from ..training.run import Run, RunFolder, check_run_name
+from .lora_preview import preview_of, write_preview
 
 RUN_ID = "pistachio.run_id"
 TEXT_ENCODERS = "text_encoders."
@@ -41,20 +43,38 @@ def install_checkpoint(run: Run, step: int | None, name: str = "") -> str:
     config = folder.config() or {}
     tensors, metadata = read_safetensors(folder.checkpoint_file(step))
     tensors = for_host(tensors)
-    report = folder.report() or {}
-    metadata |= {RUN_ID: str(config.get("id", "")), "ss_output_name": name or run.name}
-    if step == report.get("chosen_step"):
-        metadata |= {
-            "pistachio.state": report["state"], "pistachio.verdict": report["verdict"],
-            "pistachio.tied_range": json.dumps(report["tied_range"]),
-        }
-        if report.get("refit"):  # the state is that of the runs which chose the step, and this file was never measured
-            metadata["pistachio.refit"] = json.dumps(report["refit"])
-    target = _free_target(loras_folder(), check_run_name(name or run.name).removesuffix(".safetensors"), metadata[RUN_ID])
+    run_id = str(config.get("id", ""))
+    target = _free_target(loras_folder(), check_run_name(name or run.name).removesuffix(".safetensors"), run_id)
+    preview = preview_of(folder, step, run_id)
+    metadata |= {RUN_ID: run_id, "ss_output_name": target.stem, "modelspec.title": target.stem} | _choice(folder.report() or {}, step) | _hashes(tensors)
+    if preview is not None:
+        metadata |= preview.metadata()
     if not _holds(target, tensors, metadata):  # else the host would take it for a new file, and generate everything again
         atomic_write_bytes(target, save(tensors, metadata=metadata))
+    write_preview(target, preview, run_id)
     folder_paths.filename_list_cache.pop("loras", None)
     return target.name
+
+
+def _choice(report: dict, step: int) -> dict[str, str]:
+    """How the step came to be taken, for people who read the file's metadata."""
+    chosen = report.get("chosen_step")
+    if step != chosen:
+        return {"modelspec.description": f"Step {step}, taken by hand" + (f"; the held-out pictures chose step {chosen}." if chosen else ".")}
+    words = {
+        "pistachio.state": report["state"], "pistachio.verdict": report["verdict"], "modelspec.description": report["verdict"],
+        "pistachio.tied_range": json.dumps(report["tied_range"]),
+    }
+    if report.get("refit"):  # the state is that of the runs which chose the step, and this file was never measured
+        words["pistachio.refit"] = json.dumps(report["refit"])
+    return words
+
+
+def _hashes(tensors: dict) -> dict[str, str]:
+    """Of all that comes after the header, so that metadata may change: what Civitai calls AutoV3, and ModelSpec's own."""
+    data = memoryview(save(tensors))
+    digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little"):]).hexdigest()
+    return {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
 
 
 def apply_lora(patcher, file: Path, strength: float = 1.0):

@@ -64,11 +64,13 @@ def train_lora(
     samples: SampleSettings | None = None,
     clip=None,
     memory: MemoryConfig | None = None,
+    base_file: str = "",
 ) -> Run:
     """Train, resume, extend or just return the run; see `_open_run` for which.
 
     `clip`: the CLIP that the captions were encoded with, to train it too; None trains the diffusion model alone.
     `memory`: None plans by itself on a card, and nothing on a CPU.
+    `base_file`: name of the base model's file, for people and LoRA managers; empty where nobody knows it.
 
     Must be called under the host's inference mode. Raises PistachioError with what to change.
     """
@@ -93,8 +95,8 @@ def train_lora(
         pictures = _pictures_hash(encoded, regularization)
         if source is not None:
             _check_same(source, config, pictures, model_hash)
-        family = family_of(patcher.model)
-        if not _open_run(folder, config, encoded, pictures, model_hash, family, extend=continue_run is not None):
+        base = {"family": family_of(patcher.model), "base_file": base_file}
+        if not _open_run(folder, config, encoded, pictures, model_hash, base, extend=continue_run is not None):
             log.info("Run '%s' is finished already: returning it.", name)
             return run
 
@@ -157,7 +159,7 @@ def train_lora(
                     model, train_set, held_out, settings, part,
                     RunInfo(
                         name=name if is_whole else f"{name}-{part.name}", trigger=pictures.trigger_word, split_id=pictures.split_id, base_model_hash=model_hash,
-                        resolution=(pictures.items[0].width, pictures.items[0].height),
+                        base_model=base_file, resolution=(pictures.items[0].width, pictures.items[0].height),
                         versions={"pistachio": VERSION, "comfyui": comfyui_version.__version__, "torch": torch.__version__}, notes=(*model.notes, *plans.notes, *filter(None, [attention_note, kernel_note]), *vae_notes(train_set)),
                         start=start,
                     ),
@@ -171,7 +173,7 @@ def train_lora(
         try:
             if needs_folds(config.evaluation):
                 def open_part(part: RunFolder, split: EncodedDataset, settings: TrainConfig) -> bool:
-                    return _open_run(part, settings, split, _pictures_hash(split, regularization), model_hash, family, extend=False)
+                    return _open_run(part, settings, split, _pictures_hash(split, regularization), model_hash, base, extend=False)
 
                 train_on_all(folder, encoded, config, source=source, open_part=open_part, sit=sit)
             else:
@@ -196,7 +198,7 @@ def _check_clip(clip, encoded: EncodedDataset, config: TrainConfig) -> None:
 
 
 def _open_run(
-    folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, pictures: str, model_hash: str, family: str, *, extend: bool
+    folder: RunFolder, config: TrainConfig, encoded: EncodedDataset, pictures: str, model_hash: str, base: dict[str, str], *, extend: bool
 ) -> bool:
     """True when there is something to train. The same settings, pictures and model resume; others are a conflict."""
     identity = {"settings": to_dict(config), "pictures": pictures, "base_model": model_hash}
@@ -204,13 +206,13 @@ def _open_run(
     is_begun = folder.has_state() or (folder.path / FOLDS_FOLDER).is_dir()
     if existing is None or not is_begun:  # new, or refused before its first number: nothing to lose
         folder.write_json("dataset.json", _describe(encoded))
-        folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, "family": family, **identity})
+        folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, **base, **identity})
         return True
     changed = _differences(existing, identity)
     if extend and changed == ["num_steps"]:
         # One write: the report, which speaks of fewer steps, no longer counts as this run's.
         last_step = (folder.report() or {}).get("last_step", 0)
-        folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, "family": family, **identity})
+        folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, **base, **identity})
         return True
     swapped = swap_words(folder.dataset(), encoded) if changed == [PICTURES_LABEL] else ""
     if swapped:

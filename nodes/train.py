@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bridge import folders
+from ..bridge.base_file import base_file
 from ..bridge.events import RunEvents
 from ..bridge.items import Regularization
 from ..bridge.lora import apply_lora, apply_lora_to_clip, install_checkpoint
@@ -70,7 +71,7 @@ class TrainLora(io.ComfyNode):
                 io.Image.Output("chart", display_name="loss_chart", tooltip="Held-out loss over the steps, with the chosen checkpoint and the verdict."),
                 io.Clip.Output("trained_clip", display_name="clip", tooltip="The given CLIP with the LoRA's text encoder part. Without a CLIP on the input there is none: use the base's own."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -106,6 +107,7 @@ class TrainLora(io.ComfyNode):
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
             log_row=RunEvents(node_id=cls.hidden.unique_id, folder=folder), check_interrupted=check_interrupted, continue_run=continue_run,
             samples=samples, clip=clip, memory=memory, regularization=_regularization(regularization, regularization_share, regularization_weight),
+            base_file=base_file(cls.hidden.prompt, cls.hidden.unique_id),
         )
         step = chosen_step(run)
         lora_name = install_checkpoint(run, step)

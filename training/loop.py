@@ -51,7 +51,7 @@ class RunInfo:
     trigger: str = ""
     split_id: str = ""
     base_model_hash: str = ""
-    base_model: str = ""
+    base_model: str = ""  # name of its file, where it is known
     resolution: tuple[int, int] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences for the report of a new run
@@ -374,7 +374,7 @@ class _Session:
             weights="optimizer" if self.trainer.optimizer.averages else "ema",
             name=self.info.name, step=step, family=self.model.family, config=self.config, is_flow=self.model.is_flow,
             trigger=self.info.trigger, split_id=self.info.split_id, n_train=self.num_train,
-            base_model_hash=self.info.base_model_hash, versions=self.info.versions, records=records, resolution=self.info.resolution,
+            base_model_hash=self.info.base_model_hash, base_file=self.info.base_model, versions=self.info.versions, records=records, resolution=self.info.resolution,
         )
         self.run_folder.save_checkpoint(
             step, self.trainer.network.state_dict(self.trainer.average), metadata,

@@ -14,15 +14,27 @@ from .config import AdapterConfig, TrainConfig
 from .evaluation import LOSS_SPACE, PROTOCOL_VERSION
 from .selection import EvaluationRecord, Selection, build_curve
 
-# Host family -> (ModelSpec architecture, sd-scripts base version). A family that is not here keeps its own name.
+# Host family -> (ModelSpec architecture, sd-scripts' or musubi-tuner's base version). A family that is not here keeps its own name.
 BASES = {
     "SD15": ("stable-diffusion-v1", "sd_v1"),
+    "SD20": ("stable-diffusion-v2", "sd_v2"),
     "SDXL": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
     "SD3": ("stable-diffusion-3", "sd3"),
     "Flux": ("flux-1-dev", "flux1"),
     "FluxSchnell": ("flux-1-schnell", "flux1"),
+    "Flux2": ("Flux.2-dev", "flux2"),
+    "Chroma": ("chroma", "chroma"),
+    "Lumina2": ("lumina-2", "lumina2"),
+    "HiDream": ("hidream-i1", "hidream_i1"),
+    "QwenImage": ("Qwen-Image", "qwen_image"),
+    "ZImage": ("Z-Image", "zimage"),
+    "PixArtSigma": ("pixart-sigma", "pixart_sigma"),
     "WAN21_T2V": ("wan2.1", "wan2.1"),
+    "WAN22_T2V": ("wan2.2", "wan2.2"),
+    "HunyuanVideo": ("hunyuan-video", "hunyuan_video"),
+    "LTXV": ("ltx-video", "ltx_video"),
 }
+TAGS = "character"  # what the pack trains; browsers sort by it
 IMPLEMENTATION = "https://github.com/comfyanonymous/ComfyUI"  # its names for the layers, in ModelSpec's sense
 FLOW_PREDICTION = "flow_matching"
 
@@ -38,6 +50,7 @@ def lora_metadata(
     split_id: str,
     n_train: int,
     base_model_hash: str,
+    base_file: str = "",
     versions: dict[str, str],
     records: Sequence[EvaluationRecord] = (),
     selection: Selection | None = None,
@@ -48,6 +61,7 @@ def lora_metadata(
     """Metadata of the checkpoint at `step`.
 
     A checkpoint saved during the run has no `selection` yet, and then no state and no tied range.
+    `base_file`: name of the base model's file, where it is known.
     `weights`: what the file holds, "ema", "raw", or "optimizer" for the average that a schedule-free optimiser keeps.
     """
     created = created or datetime.now(timezone.utc)
@@ -69,6 +83,7 @@ def lora_metadata(
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": name,
         "modelspec.date": created.isoformat(timespec="seconds"),
+        "modelspec.tags": TAGS,
         "ss_output_name": name,
         "ss_base_model_version": base_version,
         "ss_learning_rate": config.optimizer.learning_rate,
@@ -79,9 +94,11 @@ def lora_metadata(
         "ss_num_train_images": n_train,
         "ss_total_batch_size": config.effective_batch,
         "ss_seed": config.seed,
-        "ss_v2": "False",
+        "ss_v2": str(base_version == "sd_v2"),
         "ss_training_finished_at": created.timestamp(),
     }
+    if base_file:
+        values["ss_sd_model_name"] = base_file
     values |= _network_values(config.adapter)
     values |= _trigger_values(trigger, n_train) | _evaluation_values(step, records, selection)
     if is_flow:
@@ -129,6 +146,7 @@ def _trigger_values(trigger: str, n_train: int) -> dict[str, object]:
         "modelspec.usage_hint": f"Begin the prompt with '{trigger}'.",
         # LoRA browsers suggest the most frequent tags as words to use.
         "ss_tag_frequency": {"pistachio": {trigger: n_train}},
+        "ss_datasets": [{"subsets": [{"class_tokens": trigger, "img_count": n_train}]}],
     }
 
 

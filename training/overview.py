@@ -18,11 +18,11 @@ from .run import Run, RunFolder
 
 SPARKLINE_POINTS = 40
 TRASH_FOLDER = ".trash"
-EVALUATION_MARK = b'"kind": "eval"'
+EVALUATION_MARK, SAMPLE_MARK = b'"kind": "eval"', b'"kind": "sample"'
 SAME_ERROR = 1e-6  # relative; two sums of the same numbers in another order differ by less
 
 _UNREADABLE = {
-    "family": "", "trigger": "", "num_pictures": 0, "num_steps": 0, "step": 0, "chosen_step": None, "last_step": None, "state": "unreadable",
+    "family": "", "base_file": "", "override_step": None, "trigger": "", "num_pictures": 0, "num_steps": 0, "step": 0, "chosen_step": None, "last_step": None, "state": "unreadable",
     "checkpoints": [], "eval_delta_pct": None, "sparkline": [], "created": None, "size_bytes": 0, "status": "unreadable",
 }
 _kept: dict[Path, tuple[tuple, dict]] = {}
@@ -38,7 +38,7 @@ def summarise(run: Run) -> dict:
         except ValueError as error:  # not JSON: one broken folder must not hide the others
             read = _UNREADABLE | {"name": run.name, "verdict": f"A file of this run can't be read: {error}", "modified": run.folder.stat().st_mtime}
         kept = _kept[run.folder] = (stamp, read)
-    if kept[1]["state"] == "unreadable":
+    if "status" in kept[1]:
         return dict(kept[1])
     # Whether somebody trains it is in no file.
     return kept[1] | {"status": RunFolder(run.folder).status()}
@@ -61,9 +61,11 @@ def _read(run: Run) -> dict:
     config, dataset, report = folder.config() or {}, folder.dataset() or {}, folder.report() or {}
     evaluations, step = _evaluations_and_step(run.folder / "metrics.jsonl")
     curve = [[row["step"], row["loss_delta_pct"]] for row in evaluations if row.get("loss_delta_pct") is not None]
-    return {
+    ended = {"status": "finished"} if folder.is_finished() else {}
+    return ended | {
         "name": run.name,
         "family": config.get("family", ""),
+        "base_file": config.get("base_file", ""),
         "trigger": dataset.get("trigger_word", ""),
         "num_pictures": len(dataset.get("pictures", ())),
         "num_steps": config.get("settings", {}).get("num_steps", 0),
@@ -72,6 +74,7 @@ def _read(run: Run) -> dict:
         "last_step": report.get("last_step"),
         "state": report.get("state"),
         "checkpoints": folder.checkpoint_steps(),
+        "override_step": (report.get("override") or {}).get("step"),
         "verdict": report.get("verdict"),
         "eval_delta_pct": report.get("eval_delta_pct"),
         "sparkline": thinned(curve, SPARKLINE_POINTS),
@@ -90,6 +93,15 @@ def _evaluations_and_step(path: Path) -> tuple[list[dict], int]:
     last = next((row for line in reversed(lines) if line and (row := _row(line)) is not None), {})
     by_step = {row["step"]: row for row in evaluations if row.get("kind") == "eval"}
     return [by_step[step] for step in sorted(by_step)], last.get("step", 0)
+
+
+def sample_rows(folder: Path) -> list[dict]:
+    """The rows of a run's samples, in the order written."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = (_row(line) for line in path.read_bytes().split(b"\n") if SAMPLE_MARK in line)
+    return [row for row in rows if row is not None and row.get("kind") == "sample"]
 
 
 def _row(line: bytes) -> dict | None:
