@@ -10,7 +10,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 240, HEIGHT = 180, LEFT = 40, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const SPARK_WIDTH = 84, SPARK_HEIGHT = 30;
 // Told apart in light and dark themes, and by people who see red and green alike (Okabe and Ito).
-export const COLOURS = ["#9bc26b", "#56b4e9", "#e69f00", "#cc79a7", "#d55e00", "#0072b2", "#f0e442", "#999999"];
+export const COLOURS = [1, 2, 3, 4, 5, 6, 7, 8].map((number) => `var(--pistachio-curve-${number})`); // of theme.css
 
 /** @param {string} name @param {Record<string, string | number>} attributes @param {string} [text] */
 export function svg(name, attributes, text) {
