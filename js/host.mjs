@@ -24,6 +24,7 @@ const api = hostApi;
  * @property {{name: string, link: number | null}[]} [inputs]
  * @property {(slot: number) => CanvasNode | null} getInputNode
  * @property {string} type
+ * @property {string} title
  * @property {[number, number]} size
  * @property {(size: [number, number]) => void} setSize
  * @property {(name: string, type: string, element: HTMLElement, options: object) => {serialize?: boolean}} addDOMWidget

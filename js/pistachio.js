@@ -4,12 +4,17 @@
  * from its first line on; then each part registers itself. A part is one line here.
  */
 
+import { addStylesheet } from "./elements.mjs";
 import { locale } from "./host.mjs";
 import { speak } from "./words.mjs";
 
+addStylesheet("theme.css"); // the colours that the parts' own style sheets take
 await speak(locale());
 await Promise.all([
+  import("./captioner.mjs"),
   import("./commands.mjs"),
+  import("./folder_widget.mjs"),
+  import("./notices.mjs"),
   import("./one_form.mjs"),
   import("./review_places.mjs"),
   import("./runs.mjs"),
