@@ -10,10 +10,11 @@ import { getJson } from "./host.mjs";
 import { duration, signed, speed } from "./history.mjs";
 import { MemoryLine } from "./memory_line.mjs";
 import { SampleStrip } from "./sample_strip.mjs";
+import { setting } from "./settings.mjs";
 import { traceOf } from "./trace.mjs";
 import { say } from "./words.mjs";
 
-export const MIN_HEIGHT_PX = 260;
+const MIN_HEIGHT_PX = 260, MIN_HEIGHT_WITH_SAMPLES_PX = 360;
 const DETAIL_MS = 1500; // between two questions for a part that still grows
 const DRAG_PX = 6; // less is a click
 
@@ -41,7 +42,7 @@ export class Panel {
   constructor(act = null) {
     this.act = act;
     /** @type {import("./chart.mjs").View} */
-    this.view = { steps: null, isLog: false };
+    this.view = { steps: null, isLog: setting("Pistachio.Chart.LogScale") };
     /** @type {number | null} step under the pointer, or that the keys have come to */
     this.pointed = null;
     this.steps = element("span", "steps");
@@ -55,7 +56,7 @@ export class Panel {
     this.readout = element("div", { className: "readout", hidden: true, ariaLive: "polite" });
     this.plot = element("div", { className: "plot", tabIndex: 0, role: "group", ariaLabel: say("panel.chart.keys") }, this.chart.svg, this.chart.over, this.hint, this.readout);
     this.trained = element("span", "trained");
-    this.log = element("button", { className: "log", textContent: say("panel.log"), title: say("panel.log.title"), ariaPressed: "false" });
+    this.log = element("button", { className: "log", textContent: say("panel.log"), title: say("panel.log.title"), ariaPressed: String(this.view.isLog) });
     this.log.onclick = () => {
       this.view.isLog = !this.view.isLog;
       this.log.ariaPressed = String(this.view.isLog);
@@ -188,6 +189,11 @@ export class Panel {
 
   // ---- drawing ------------------------------------------------------------
 
+  /** In pixels of the canvas at 100 %: of all that is there to show. */
+  get minHeight() {
+    return this.history?.samples.length ? MIN_HEIGHT_WITH_SAMPLES_PX : MIN_HEIGHT_PX;
+  }
+
   /** @param {History | null} history */
   show(history) {
     this.history = history;
@@ -217,6 +223,8 @@ export class Panel {
     write(this.hint, this.preparing || say("panel.hint"));
     this.memory.show(isEmpty ? null : history.memory);
     this.samples.show(isEmpty ? null : history);
+    const minHeight = `${this.minHeight}px`;
+    if (this.root.style.minHeight !== minHeight) this.root.style.minHeight = minHeight;
     if (isEmpty) {
       write(this.words, "");
       return;
@@ -229,6 +237,7 @@ export class Panel {
     write(this.words, verdict || history.note);
     this.words.classList.toggle("verdict", Boolean(verdict));
     if (!this.width || !this.height) return; // drawn when it is seen
+    this.view.smoothing = setting("Pistachio.Chart.Smoothing");
     this.chart.draw(history, this.view, this.traceShown(history), this.width, this.height);
     if (this.pointed !== null) this.point(this.pointed);
   }

@@ -35,6 +35,12 @@ export class SampleStrip {
       event.preventDefault();
     }, { passive: false });
     this.root.addEventListener("keydown", (event) => this.move(event));
+    // The latest step stays in view, unless somebody looks at another; pictures get their width as they come.
+    this.followsEnd = true;
+    this.root.addEventListener("scroll", () => {
+      this.followsEnd = this.root.scrollLeft + this.root.clientWidth >= this.root.scrollWidth - 8;
+    });
+    this.root.addEventListener("load", () => this.follow(), { capture: true });
   }
 
   /** Anew only when there are other pictures. @param {History | null} history */
@@ -49,7 +55,6 @@ export class SampleStrip {
       this.table.replaceChildren();
       return;
     }
-    const wasAtEnd = this.root.scrollLeft + this.root.clientWidth >= this.root.scrollWidth - 8;
     const { steps, rows } = rowsOf(samples);
     const head = element("tr", "", element("td", ""), ...steps.map((step) => {
       const isChosen = step === history.chosenStep;
@@ -69,7 +74,11 @@ export class SampleStrip {
     const again = buttons.find(({ dataset }) => dataset.step === focused?.dataset.step && dataset.row === focused?.dataset.row) ?? buttons.at(-1);
     if (again) again.tabIndex = 0; // one of them is on the way of the Tab key
     if (focused) again?.focus();
-    if (wasAtEnd) this.root.scrollLeft = this.root.scrollWidth; // the latest
+    this.follow();
+  }
+
+  follow() {
+    if (this.followsEnd) this.root.scrollLeft = this.root.scrollWidth;
   }
 
   /** @param {Picture} picture @param {number} step @param {number} row */

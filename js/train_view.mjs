@@ -4,10 +4,11 @@
  * Messages are not repeated to a page that was reloaded or lost its connection: feed.mjs asks for the history then.
  */
 
+import { mayStop } from "./commands.mjs";
 import { continueByHalf } from "./continue.mjs";
 import { Feed } from "./feed.mjs";
 import { getJson, inputNode, onMessage, onNode, postJson, toast } from "./host.mjs";
-import { MIN_HEIGHT_PX, Panel } from "./panel.mjs";
+import { Panel } from "./panel.mjs";
 import { say } from "./words.mjs";
 
 const MESSAGES = {
@@ -36,9 +37,10 @@ class TrainView {
     const widget = node.addDOMWidget("live", "pistachio_panel", this.panel.root, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => MIN_HEIGHT_PX,
+      getMinHeight: () => this.panel.minHeight,
     });
     widget.serialize = false;
+    Object.assign(widget, { label: say("form.curve") }); // what app mode's form calls it
   }
 
   /** The run that the node would train; null where another node says so while it runs. */
@@ -58,6 +60,7 @@ class TrainView {
     const history = this.feed.history;
     if (!history) return;
     try {
+      if (action === "stop" && !(await mayStop(history.run))) return;
       if (action === "continue") await continueByHalf(this.node, history.run, history.numSteps);
       else await postJson(`/pistachio/runs/${encodeURIComponent(history.run)}/ask`, { wish: action }).then(({ status, body }) => {
         if (status >= 400) throw new Error(body?.error ?? `HTTP ${status}`);
