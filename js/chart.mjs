@@ -18,6 +18,7 @@ const MARGIN = { left: 44, right: 14, top: 12, bottom: 20 };
  * @typedef {object} View what of the run is shown, and how
  * @property {[number, number] | null} steps first and last step; null for all
  * @property {boolean} isLog equal shares of the loss are equally high
+ * @property {number} [smoothing] of the training loss: the share of what was before in each column, below 1
  *
  * @typedef {object} Frame
  * @property {number} first step
@@ -82,11 +83,12 @@ export function stepAt(frame, x) {
 
 /**
  * The training loss as a path: from each column's end that is nearer to the line, so that it does not jump back and forth.
- * @param {Trace} trace @param {Frame} frame
+ * @param {Trace} trace @param {Frame} frame @param {number} [smoothing]
  */
-export function trainingPath(trace, frame) {
+export function trainingPath(trace, frame, smoothing = 0) {
   const width = Math.max(2, Math.round(frame.right - MARGIN.left));
-  const { at, lows, highs, low, high } = trace.columns(frame.first, frame.last, width);
+  const columns = trace.columns(frame.first, frame.last, width);
+  const { at, lows, highs, low, high } = smoothing ? smoothed(columns, smoothing) : columns;
   const span = high - low || 1, room = frame.bottom - MARGIN.top - 12, bottom = frame.bottom - 6;
   const scale = (frame.right - MARGIN.left) / Math.max(1, width - 1);
   let drawn = "", before = NaN;
@@ -99,6 +101,16 @@ export function trainingPath(trace, frame) {
     before = other;
   }
   return at.length > 1 || lows[0] !== highs[0] ? drawn : "";
+}
+
+/** One number a column that follows the middle of it slowly. @param {import("./trace.mjs").Columns} columns @param {number} share of what was before @returns {import("./trace.mjs").Columns} */
+function smoothed({ at, lows, highs }, share) {
+  let value = NaN;
+  const values = lows.map((low, i) => {
+    const middle = (low + highs[i]) / 2;
+    return (value = Number.isNaN(value) ? middle : share * value + (1 - share) * middle);
+  });
+  return { at, lows: values, highs: values, low: Math.min(...values), high: Math.max(...values) };
 }
 
 /** What was measured nearest to a step, in words. @param {History} history @param {number} step @param {Trace} trace */
@@ -147,7 +159,7 @@ export class Chart {
   draw(history, view, trace, width, height) {
     const frame = frameOf(history, view, width, height);
     this.frame = frame;
-    const shown = [history.run, history.sitting, history.revision, history.chosenStep, frame.first, frame.last, view.isLog, width, height].join(" ");
+    const shown = [history.run, history.sitting, history.revision, history.chosenStep, frame.first, frame.last, view.isLog, view.smoothing, width, height].join(" ");
     if (shown !== this.drawn) {
       this.drawn = shown;
       for (const svg of [this.svg, this.over]) svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -158,7 +170,7 @@ export class Chart {
     const shownTraining = `${shown} ${trace.stride} ${trace.count} ${trace.revision}`;
     if (shownTraining === this.drawnTraining) return;
     this.drawnTraining = shownTraining;
-    this.training.setAttribute("d", trainingPath(trace, frame));
+    this.training.setAttribute("d", trainingPath(trace, frame, view.smoothing));
   }
 
   /** Only the line under the pointer moves. @param {number | null} step */

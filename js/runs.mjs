@@ -9,6 +9,7 @@ import { addSidebarTab, getJson, onMessage, toast } from "./host.mjs";
 import { COLOURS, comparison, sparkline } from "./lines.mjs";
 import { detailsOf } from "./runs_details.mjs";
 import { change, facts, found, size } from "./runs_list.mjs";
+import { setting } from "./settings.mjs";
 
 /** @typedef {import("./runs_list.mjs").RunSummary} RunSummary */
 
@@ -144,7 +145,17 @@ class RunsTab {
   }
 }
 
+const POLL_MS = 5000; // how often it is looked whether the list is due
+
 const tab = new RunsTab();
+let read = Date.now();
+window.setInterval(() => {
+  const every = setting("Pistachio.Runs.RefreshSeconds");
+  const isBusy = !tab.root || tab.open !== null || document.hidden || tab.root.contains(document.activeElement);
+  if (!every || isBusy || Date.now() - read < every * 1000) return;
+  read = Date.now();
+  tab.refresh();
+}, POLL_MS);
 addSidebarTab(
   { id: "pistachio-runs", title: "Pistachio", tooltip: "Pistachio: your training runs", icon: "pi pi-chart-line" },
   (root) => tab.fill(root),

@@ -101,6 +101,7 @@ export default Object.freeze(/** @type {const} */ ({
   "review.keys.undo": "undo; Ctrl+Shift+Z or Ctrl+Y: redo",
   "review.keys.keys": "these keys",
 
+  "form.curve": "held-out loss",
   "commands.OpenRuns": "Show the list of runs",
   "commands.CompareCheckpoints": "Compare the newest run's checkpoints",
   "commands.EvaluateNow": "Evaluate the running training now",

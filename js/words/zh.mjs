@@ -99,6 +99,7 @@ export default Object.freeze({
   "review.keys.undo": "撤销；Ctrl+Shift+Z 或 Ctrl+Y：重做",
   "review.keys.keys": "显示这些快捷键",
 
+  "form.curve": "验证损失",
   "commands.OpenRuns": "显示训练列表",
   "commands.CompareCheckpoints": "比较最新训练的检查点",
   "commands.EvaluateNow": "立即评估正在进行的训练",

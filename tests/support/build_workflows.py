@@ -342,10 +342,10 @@ def one_form(graph) -> None:
     graph.add("SaveImage", (x + 450, 0), (700, 1060), images=sheet, filename_prefix="pistachio/test_sheet")
     graph.results.append(len(graph.nodes))
     graph.group("4  Test sheet", (x - 30, -110, 1210, 1200), PURPLE)
-    graph.ask(dataset, "folder", "A folder in ComfyUI's input with about 20 pictures of one character")
-    graph.ask(model, "ckpt_name", "Train on the one that you generate with")
-    graph.ask(captioned, "trigger_word", "A rare word that will stand for the character in your prompts")
-    graph.ask(run, "live", "Loss on the held-out pictures while it trains")
+    graph.ask(dataset, "folder", "About 20 pictures, in ComfyUI's input", label="folder of pictures")
+    graph.ask(model, "ckpt_name", "Train on what you generate with", label="base model")
+    graph.ask(captioned, "trigger_word", "A rare word for the character", label="trigger word")
+    graph.ask(run, "live", "While it trains")
 
 
 def caption_and_review_node(graph) -> None:

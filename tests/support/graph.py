@@ -106,11 +106,11 @@ class Graph:
     def give(self, name: str, output: Output) -> None:
         self.given.append((name, output))
 
-    def ask(self, output: Output, widget: str, description: str) -> None:
-        """A question of app mode's form: a widget of the node that the output is of."""
-        names = [one["name"] for one in self.nodes[output.node - 1]["inputs"]]
-        if widget not in [*names, "live"]:
-            raise KeyError(f"{self.nodes[output.node - 1]['type']} has no {widget}")
+    def ask(self, output: Output, widget: str, description: str, *, label: str = "") -> None:
+        """A question of app mode's form: a widget of the node that the output is of, or what our script shows on it."""
+        slots = {one["name"]: one for one in self.nodes[output.node - 1]["inputs"]}
+        if label:
+            slots[widget]["label"] = label
         self.form.append([output.node, widget, {"description": description}])
 
     def note(self, at: tuple[int, int], size: tuple[int, int], text: str, *, title: str = "Note") -> None:
