@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ..training.errors import PistachioError
 from ..training.overview import compare, rename_run, summarise, trash_run
-from ..training.report import record_override
+from ..training.report import record_override, withdraw_override
 from ..training.run import Run, RunFolder, check_run_name, list_runs
 from .answers import answered, is_from_this_machine, json_body, text_of
 from .control import ask
@@ -72,7 +72,7 @@ def samples(folder: RunFolder, metrics: list[dict]) -> list[dict]:
 
 def get_comparison(request: web.Request) -> dict:
     comparison = compare([find_run(name) for name in request.rel_url.query.getall("run", [])])
-    return finite({"problem": comparison.problem, "curves": list(comparison.curves)})
+    return finite({"problem": comparison.problem, "curves": list(comparison.curves), "left_out": comparison.left_out})
 
 
 # ---- changing -----------------------------------------------------------------
@@ -91,11 +91,14 @@ async def post_install(request: web.Request) -> dict:
     if not isinstance(step, int) or isinstance(step, bool):
         raise PistachioError("'step' is missing, or is no whole number.")
     folder = RunFolder(run.folder)
-    default = run.name if step == folder.chosen_step() else f"{run.name}-step{step}"
+    is_chosen = step == folder.chosen_step()
+    default = run.name if is_chosen else f"{run.name}-step{step}"
 
     def install() -> str:
         file = install_checkpoint(run, step, str(body.get("lora_name") or "").strip() or default)
-        if folder.report() is not None:
+        if is_chosen:
+            withdraw_override(folder)
+        else:
             record_override(folder, step, file)
         return file
 

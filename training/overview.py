@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Sequence
 
 from .errors import PistachioError
-from .run import Run, RunFolder
+from .run import Run, RunFolder, is_finished
 
 SPARKLINE_POINTS = 40
 TRASH_FOLDER = ".trash"
-EVALUATION_MARK, SAMPLE_MARK = b'"kind": "eval"', b'"kind": "sample"'
+COMPARED_POINTS = 400  # of a curve on the chart of several
+EVALUATION_MARK, SAMPLE_MARK, ERRORS_MARK = b'"kind": "eval"', b'"kind": "sample"', b', "errors": {'
 SAME_ERROR = 1e-6  # relative; two sums of the same numbers in another order differ by less
 
 _UNREADABLE = {
@@ -61,7 +62,7 @@ def _read(run: Run) -> dict:
     config, dataset, report = folder.config() or {}, folder.dataset() or {}, folder.report() or {}
     evaluations, step = _evaluations_and_step(run.folder / "metrics.jsonl")
     curve = [[row["step"], row["loss_delta_pct"]] for row in evaluations if row.get("loss_delta_pct") is not None]
-    ended = {"status": "finished"} if folder.is_finished() else {}
+    ended = {"status": "finished"} if is_finished(config, report) else {}
     return ended | {
         "name": run.name,
         "family": config.get("family", ""),
@@ -85,14 +86,21 @@ def _read(run: Run) -> dict:
 
 
 def _evaluations_and_step(path: Path) -> tuple[list[dict], int]:
-    """(evaluation rows, last step of any row)."""
+    """(evaluation rows by step, last step of any row). Of the errors per picture only the base's are read: they are the most of a row."""
     if not path.is_file():
         return [], 0
     lines = path.read_bytes().split(b"\n")
-    evaluations = [row for line in lines if EVALUATION_MARK in line and (row := _row(line)) is not None]
+    by_step = {row["step"]: row for line in lines if EVALUATION_MARK in line and (row := _evaluation(line)) is not None}
     last = next((row for line in reversed(lines) if line and (row := _row(line)) is not None), {})
-    by_step = {row["step"]: row for row in evaluations if row.get("kind") == "eval"}
     return [by_step[step] for step in sorted(by_step)], last.get("step", 0)
+
+
+def _evaluation(line: bytes) -> dict | None:
+    head, mark, _ = line.partition(ERRORS_MARK)
+    row = _row(head + b"}") if mark and line.endswith(b"}") else _row(line)
+    if row is None or row.get("kind") != "eval":
+        return None
+    return _row(line) if mark and row["step"] == 0 else row
 
 
 def sample_rows(folder: Path) -> list[dict]:
@@ -135,10 +143,15 @@ def size_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """`problem`: why the curves can't be drawn together, in a sentence; empty where they can."""
+    """`curves`: of the runs that may share a chart with the first; `left_out`: why the others may not, a sentence each."""
 
-    problem: str
     curves: tuple[dict, ...]  # {"name", "points": [[step, percent, standard error in percent], ...], "chosen_step"}
+    left_out: dict[str, str]
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be drawn; empty where two runs or more can."""
+        return "" if len(self.curves) > 1 else next(iter(self.left_out.values()), "")
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -149,17 +162,17 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if len(runs) < 2:
         raise PistachioError("One run alone can't be compared. Choose at least two in the list of runs.")
     measured = {run.name: _evaluations_and_step(run.folder / "metrics.jsonl")[0] for run in runs}
-    curves = tuple(
-        {"name": run.name, "points": [_point(row) for row in measured[run.name] if row.get("loss_delta_pct") is not None],
-         "chosen_step": RunFolder(run.folder).chosen_step()}
-        for run in runs
-    )
     first = runs[0].name
-    for other in (run.name for run in runs[1:]):
-        problem = _difference(first, measured[first], other, measured[other])
-        if problem:
-            return Comparison(problem=problem, curves=curves)
-    return Comparison(problem="", curves=curves)
+    differences = {run.name: _difference(first, measured[first], run.name, measured[run.name]) for run in runs[1:]}
+    left_out = {name: words for name, words in differences.items() if words}
+    return Comparison(curves=tuple(_curve(run, measured[run.name]) for run in runs if run.name not in left_out), left_out=left_out)
+
+
+def _curve(run: Run, rows: Sequence[dict]) -> dict:
+    points = [_point(row) for row in rows if row.get("loss_delta_pct") is not None]
+    chosen = RunFolder(run.folder).chosen_step()
+    kept = {point[0] for point in thinned(points, COMPARED_POINTS)} | {chosen}
+    return {"name": run.name, "points": [point for point in points if point[0] in kept], "chosen_step": chosen}
 
 
 def _point(row: dict) -> list[float]:

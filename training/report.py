@@ -182,6 +182,13 @@ def record_override(folder: RunFolder, step: int, lora_name: str) -> None:
     }})
 
 
+def withdraw_override(folder: RunFolder) -> None:
+    """A person took the chosen checkpoint again: no other choice stands."""
+    report = folder.report()
+    if report is not None and "override" in report:
+        folder.write_json("report.json", {key: value for key, value in report.items() if key != "override"})
+
+
 def write_report(run_folder: Path, report: dict, rows: Sequence[dict], selection: Selection) -> tuple[Path, Path]:
     """Write report.json and loss.png into the run folder, each whole or not at all. `rows`: the run's metrics."""
     picture = BytesIO()

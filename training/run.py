@@ -63,6 +63,12 @@ def list_runs(root: Path) -> list[Run]:
     return [Run(name=path.name, folder=path) for path in folders]
 
 
+def is_finished(config: dict | None, report: dict | None) -> bool:
+    if not config or not report or not report.get("finished"):
+        return False
+    return report.get("settings", {}).get("num_steps") == config["settings"]["num_steps"]
+
+
 class RunFolder:
     def __init__(self, path: Path):
         self.path = path
@@ -92,10 +98,7 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Trained to the end of what config.json asks for: the report of a run that is being extended speaks of fewer steps."""
-        config, report = self.config(), self.report()
-        if config is None or report is None or not report.get("finished"):
-            return False
-        return report.get("settings", {}).get("num_steps") == config["settings"]["num_steps"]
+        return is_finished(self.config(), self.report())
 
     def status(self) -> str:
         """'finished', 'running', 'interrupted' or 'new'."""

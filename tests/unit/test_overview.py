@@ -1,6 +1,7 @@
 """The list of runs: what it reads, what may share a chart, and what it may do to a run's folder."""
 
 import json
+import time
 
 import pytest
 
@@ -61,9 +62,9 @@ def test_training_rows_are_passed_over_and_a_second_look_reads_nothing(tmp_path,
     monkeypatch.setattr(overview, "_row", lambda line: parsed.append(line) or row_of(line))
     run = write(tmp_path, "mia", range(0, -12, -1), train_rows=1000)
     summarise(run)
-    assert len(parsed) == 13  # twelve evaluations, and the last row for its step
+    assert len(parsed) == 14  # twelve evaluations, the base once more with its errors, and the last row for its step
     summarise(run)
-    assert len(parsed) == 13
+    assert len(parsed) == 14
 
 
 def test_thinned_keeps_both_ends():
@@ -85,6 +86,38 @@ def test_runs_of_one_protocol_share_a_chart(tmp_path):
 ])
 def test_others_are_refused_with_the_reason(tmp_path, other, words):
     assert words in compare([write(tmp_path, "a"), write(tmp_path, "b", **other)]).problem
+
+
+def test_of_several_runs_those_that_fit_the_first_are_drawn_and_each_other_says_why_not(tmp_path):
+    runs = [write(tmp_path, "a"), write(tmp_path, "b", base=2.1), write(tmp_path, "c", (0, -5)), write(tmp_path, "d", t=0.4)]
+    comparison = compare(runs)
+    assert [curve["name"] for curve in comparison.curves] == ["a", "c"] and comparison.problem == ""
+    assert comparison.left_out.keys() == {"b", "d"} and "other noise levels" in comparison.left_out["d"]
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends_and_the_chosen_step(tmp_path):
+    long = [-i / 100 for i in range(1500)]
+    curve = compare([write(tmp_path, "a", long), write(tmp_path, "b")]).curves[0]
+    steps = [point[0] for point in curve["points"]]
+    assert 400 <= len(steps) <= 401 and (steps[0], steps[-1]) == (0, 149_900) and curve["chosen_step"] in steps
+
+
+def test_a_hundred_runs_of_a_thousand_steps_are_read_in_a_moment(tmp_path):
+    from support.many_runs import write_runs
+
+    runs = [Run(name=folder.name, folder=folder.path) for folder in write_runs(tmp_path, count=10, with_files=0)]
+    first, second = cpu_seconds(runs), cpu_seconds(runs)
+    assert first < 1 and second < first / 5  # a tenth of the runs; takes 0.03 s and 0.001 s
+    assert [run.name for run in list_runs(tmp_path)] == [run.name for run in runs]
+    same = [run for run in runs if run.name.startswith("mia sdxl")] + [run for run in runs if run.name.startswith("mia flux")]
+    assert len(same) == 2 and "began at other losses" in compare(same).problem
+
+
+def cpu_seconds(runs):
+    began = time.process_time()
+    for run in runs:
+        summarise(run)
+    return time.process_time() - began
 
 
 def test_a_run_without_a_base_measurement_is_refused(tmp_path):
