@@ -30,7 +30,7 @@ class LoadJoyCaption(io.ComfyNode):
             display_name="Load JoyCaption",
             category="Pistachio/caption",
             description="Chooses the captioner. It is downloaded (about 17 GB) and loaded only when a picture needs a caption. Other models make room for it, and it for them.",
-            search_aliases=["captioner", "caption model", "joy caption", "llava"],
+            search_aliases=["caption", "joycaption", "captioner", "caption model", "joy caption", "llava"],
             inputs=[
                 io.Combo.Input("model", options=list(KINDS), default=KINDS[0], optional=True, tooltip="beta-one is the newer and better one. alpha-two knows fewer caption types and options."),
                 io.Combo.Input("precision", options=list(PRECISIONS), default="bf16", optional=True, tooltip="bf16 needs about 17 GB of GPU memory, int8 10, nf4 7 (both made from the bf16 files while loading; they need the package bitsandbytes), fp32 34. A quantised folder keeps its own precision."),
@@ -61,7 +61,7 @@ class CaptionOptionsNode(io.ComfyNode):
             display_name="Caption Options",
             category="Pistachio/caption",
             description="Sentences that are added to JoyCaption's prompt, word for word as it was trained on them. The ones that are on suit a character.",
-            search_aliases=["joycaption extra options"],
+            search_aliases=["caption", "joycaption", "joycaption extra options"],
             inputs=[
                 io.Boolean.Input(
                     name, default=number in CHARACTER_OPTIONS, optional=True,
@@ -87,7 +87,7 @@ class CaptionDataset(io.ComfyNode):
             display_name="Caption Dataset",
             category="Pistachio/caption",
             description="Captions the pictures that have no caption yet and saves each as a .txt file beside its picture. When all have one, the captioner is not even loaded.",
-            search_aliases=["caption images", "auto caption", "joycaption", "tagger"],
+            search_aliases=["caption", "joycaption", "kohya", "lora", "caption images", "auto caption", "tagger"],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder."),

@@ -23,7 +23,7 @@ class CaptionRulesNode(io.ComfyNode):
             display_name="Caption Rules",
             category="Pistachio/caption",
             description="Rewrites captions: the trigger word, descriptions that belong to it instead of the caption, replacing, tags. Shows what would change and writes only when told to.",
-            search_aliases=["caption editor", "trigger word", "tag cleanup", "prune tags", "replace in captions", "tag frequency"],
+            search_aliases=["caption", "joycaption", "kohya", "caption editor", "trigger word", "tag cleanup", "prune tags", "replace in captions", "tag frequency"],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Caption Dataset or Load Image Folder."),
@@ -88,7 +88,7 @@ class CaptionHistoryNode(io.ComfyNode):
             display_name="Caption History",
             category="Pistachio/caption",
             description="Lists what Pistachio wrote into the caption files of a dataset, and puts them back as they were before any of these changes.",
-            search_aliases=["undo captions", "rollback captions", "restore captions"],
+            search_aliases=["caption", "joycaption", "undo captions", "rollback captions", "restore captions"],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder."),

@@ -27,7 +27,7 @@ class LoadGGUFCaptioner(io.ComfyNode):
             display_name="Load GGUF Captioner",
             category="Pistachio/caption",
             description="JoyCaption as GGUF files (5 to 9 GB), through llama-cpp-python. Loaded only when a picture needs a caption. Slower than Load JoyCaption: one picture at a time.",
-            search_aliases=["llama.cpp", "joycaption gguf", "quantized captioner", "mmproj"],
+            search_aliases=["caption", "joycaption", "llama.cpp", "joycaption gguf", "quantized captioner", "mmproj"],
             inputs=[
                 io.Combo.Input(
                     "model", options=[name for name in names if not folders.is_projector(name)] or [NO_FILES], optional=True,
@@ -64,7 +64,7 @@ class CaptionerFromClip(io.ComfyNode):
             display_name="Captioner from CLIP",
             category="Pistachio/caption",
             description="Takes a vision-language model that ComfyUI itself loads (Qwen3-VL, Qwen3.5, Gemma) as the captioner: nothing else is downloaded, and its memory is ComfyUI's own.",
-            search_aliases=["vlm", "qwen vl", "gemma", "vision language", "host captioner"],
+            search_aliases=["caption", "joycaption", "vlm", "qwen vl", "gemma", "vision language", "host captioner"],
             inputs=[io.Clip.Input("clip", tooltip="From Load CLIP, with a file of a model that writes text and sees pictures. ComfyUI after 0.3.75.")],
             outputs=[Captioner.Output("captioner", display_name="captioner", tooltip="For Caption Dataset.")],
         )

@@ -39,7 +39,7 @@ class CharacterSheet(io.ComfyNode):
             display_name="Character Sheet",
             category="Pistachio/dataset",
             description="From one picture of a character to a set: a list of prompts for an image edit model, mixed from angles, expressions, framings, light, outfits and backgrounds, with the caption and the seed of each.",
-            search_aliases=["reference sheet", "synthetic dataset", "one picture", "qwen image edit", "kontext", "character consistency"],
+            search_aliases=["lora", "train", "reference sheet", "synthetic dataset", "one picture", "qwen image edit", "kontext", "character consistency"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("image", tooltip="The one picture of the character that the edit model works from. Another picture makes another sheet."),
@@ -111,7 +111,7 @@ class SaveToDataset(io.ComfyNode):
             display_name="Save To Dataset",
             category="Pistachio/dataset",
             description="Writes pictures with their captions into a folder and gives it on as a dataset. Nothing is overwritten, and pixels that are there already are not saved twice.",
-            search_aliases=["save images with captions", "export dataset", "save text", "append to dataset"],
+            search_aliases=["lora", "train", "caption", "save images with captions", "export dataset", "save text", "append to dataset"],
             is_output_node=True,
             is_input_list=True,
             inputs=[
@@ -185,7 +185,7 @@ class BuildPrompts(io.ComfyNode):
             display_name="Build Prompts",
             category="Pistachio/dataset",
             description="Prompts in the mix of a set: framing, angle, expression, background and light as often as its captions name them, combined anew. For samples while training and for tests afterwards.",
-            search_aliases=["test prompts", "sample prompts", "prompt list", "prompt generator"],
+            search_aliases=["lora", "test prompts", "sample prompts", "prompt list", "prompt generator"],
             inputs=[
                 Dataset.Input("dataset", tooltip="A captioned set."),
                 io.Int.Input("prompts", default=8, optional=True, min=1, max=prompt_builder.MAX_PROMPTS, tooltip="How many. Sample Settings takes up to 16."),

@@ -24,7 +24,7 @@ class CheckDataset(io.ComfyNode):
             display_name="Check Dataset",
             category="Pistachio/dataset",
             description="Looks at pictures and captions before hours of training are spent: what is blurred, tiny, doubled, missing or one-sided, and what to do about it. Changes nothing.",
-            search_aliases=["dataset quality", "validate dataset", "blur detection", "duplicates", "score card", "caption check"],
+            search_aliases=["lora", "train", "kohya", "caption", "joycaption", "dataset quality", "validate dataset", "blur detection", "duplicates", "score card", "caption check"],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder, Caption Dataset, Caption Rules or Split Dataset."),

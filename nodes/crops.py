@@ -34,7 +34,7 @@ class DatasetImages(io.ComfyNode):
             display_name="Dataset Images",
             category="Pistachio/dataset",
             description="The pictures of a dataset as a list of images, for any node that works on images: detectors, masks, upscaling. Videos are passed over.",
-            search_aliases=["dataset to images", "image list", "load images from dataset"],
+            search_aliases=["train", "dataset to images", "image list", "load images from dataset"],
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder or any node after it."),
                 io.Int.Input("longest_side", default=1024, optional=True, min=0, max=8192, step=8, tooltip="Larger pictures are made smaller to this many pixels: all of them are in memory at once. 0: as they are."),
@@ -86,7 +86,7 @@ class CropSubjects(io.ComfyNode):
             display_name="Crop Subjects",
             category="Pistachio/dataset",
             description="Cuts faces and subjects out as further pictures of the set, found by ComfyUI's own detectors or marked by masks. The originals stay as they are. Check Dataset tells framing by what is found here.",
-            search_aliases=["face crop", "crop person", "bounding box", "detect faces", "zoom", "rt-detr", "mediapipe"],
+            search_aliases=["lora", "train", "face crop", "crop person", "bounding box", "detect faces", "zoom", "rt-detr", "mediapipe"],
             is_output_node=True,
             is_input_list=True,
             inputs=[

@@ -22,7 +22,7 @@ class LoadImageFolder(io.ComfyNode):
             display_name="Load Image Folder",
             category="Pistachio/dataset",
             description="Reads a folder of pictures with their captions (a .txt file of the same name beside each). About 20 pictures of one character are a good number.",
-            search_aliases=["dataset", "load images from folder", "training images", "captions"],
+            search_aliases=["lora", "train", "kohya", "caption", "joycaption", "dataset", "load images from folder", "training images", "captions"],
             is_output_node=True,
             inputs=[
                 io.String.Input(
@@ -62,7 +62,7 @@ class LoadVideoFolder(io.ComfyNode):
             display_name="Load Video Folder",
             category="Pistachio/dataset",
             description="Reads a folder of videos (and pictures) with their captions, for Wan 2.1 and other video models. Each video becomes one or several clips of a fixed number of frames.",
-            search_aliases=["dataset", "video dataset", "training videos", "clips", "frames"],
+            search_aliases=["lora", "train", "kohya", "caption", "joycaption", "dataset", "video dataset", "training videos", "clips", "frames"],
             is_output_node=True,
             inputs=[
                 io.String.Input(
@@ -128,7 +128,7 @@ class SplitDataset(io.ComfyNode):
             display_name="Split Dataset",
             category="Pistachio/dataset",
             description="Holds some pictures out of training. The loss on them shows which checkpoint has learned the character and which has only memorised the pictures.",
-            search_aliases=["train eval split", "validation", "hold out", "80/20"],
+            search_aliases=["lora", "train", "kohya", "train eval split", "validation", "hold out", "80/20"],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder or Caption Dataset."),

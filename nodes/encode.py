@@ -19,7 +19,7 @@ class EncodeDataset(io.ComfyNode):
             display_name="Encode Dataset",
             category="Pistachio/dataset",
             description="Runs every picture through the VAE and every caption through CLIP, once: the results are kept on disk and found again.",
-            search_aliases=["cache latents", "encode captions", "aspect buckets"],
+            search_aliases=["lora", "train", "kohya", "cache latents", "encode captions", "aspect buckets"],
             inputs=[
                 Dataset.Input("dataset", tooltip="Captioned pictures. Without Split Dataset before it, the usual 20 % are held out here."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model you train."),
@@ -81,7 +81,7 @@ class AugmentationSettings(io.ComfyNode):
             display_name="Augmentation Settings",
             category=SETTINGS,
             description="What each picture is trained as besides itself: other crops, sizes and captions, with a mask, or more often. Everything is off until you switch it on; held-out pictures are never changed.",
-            search_aliases=["flip", "random crop", "repeats", "shuffle tags", "keep tokens", "caption dropout", "mask", "multi resolution"],
+            search_aliases=["lora", "train", "kohya", "flip", "random crop", "repeats", "shuffle tags", "keep tokens", "caption dropout", "mask", "multi resolution"],
             inputs=[
                 io.Boolean.Input("flip", default=default(Augmentation, "flip"), optional=True, tooltip="Also train the mirror image of each picture. Off for faces: nobody's face is symmetric."),
                 io.Int.Input("random_crops", default=default(Augmentation, "random_crops"), optional=True, min=0, max=64, tooltip="Further crops of each picture at random places. 0: the whole picture alone."),

@@ -20,7 +20,7 @@ class CheckpointGrid(io.ComfyNode):
             display_name="Checkpoint Grid",
             category="Pistachio/train",
             description="Draws the same prompts and seeds with the chosen checkpoint, both ends of the tie and the last one, side by side. Best loss is not always best looks: this is how to check.",
-            search_aliases=["compare checkpoints", "xy plot", "contact sheet", "lora grid"],
+            search_aliases=["lora", "train", "kohya", "compare checkpoints", "xy plot", "contact sheet", "lora grid"],
             is_output_node=True,
             inputs=[
                 RunHandle.Input("run", tooltip="From Train LoRA or Load Run."),

@@ -22,7 +22,7 @@ class KernelReport(io.ComfyNode):
             display_name="Kernel Report",
             category="Pistachio/train",
             description="Shows what runs each operation of a training step on this machine and why: CUDA kernel, library or PyTorch. Tests each of them in at most half a minute. Trains nothing.",
-            search_aliases=["cuda", "kernel", "self test", "gpu", "nvrtc", "driver", "compute capability"],
+            search_aliases=["train", "cuda", "kernel", "self test", "gpu", "nvrtc", "driver", "compute capability"],
             is_output_node=True,
             inputs=[
                 io.Boolean.Input("self_test", default=True, optional=True, tooltip="Call every implementation that this machine can run on small numbers and compare it with PyTorch in float64. The first time kernels are compiled, which takes seconds."),

@@ -19,7 +19,7 @@ class PlanTraining(io.ComfyNode):
             display_name="Plan Training",
             category="Pistachio/train",
             description="Finds what suits the base model and the pictures: the training size, and a name for the run that is the same when you press Run again and another one when model, pictures or captions are.",
-            search_aliases=["lora", "train", "auto", "automatic settings", "recommended settings", "kohya"],
+            search_aliases=["lora", "train", "kohya", "auto", "automatic settings", "recommended settings"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The base model, straight from its loader."),

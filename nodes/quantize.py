@@ -19,7 +19,7 @@ class QuantizeBase(io.ComfyNode):
             display_name="Quantize Base",
             category="Pistachio/model",
             description="Stores the linear layers of a model's blocks in 8 or 4 bits, so that it trains and generates in half or a quarter of the memory. Gives another MODEL; the one given stays as it is.",
-            search_aliases=["quantize", "int8", "fp8", "nf4", "bitsandbytes", "low vram", "convrot"],
+            search_aliases=["lora", "train", "quantize", "int8", "fp8", "nf4", "bitsandbytes", "low vram", "convrot"],
             inputs=[
                 io.Model.Input("model", tooltip="A model that a loader gave, in 16 or 32 bits for the least error."),
                 io.Combo.Input(

@@ -46,7 +46,7 @@ class ReviewDataset(io.ComfyNode):
             display_name="Review Dataset",
             category="Pistachio/dataset",
             description="Shows every picture with its caption: search, correct, accept, exclude, hold out. All is saved at once and can be undone; the dataset goes on with what was decided. No picture is ever deleted.",
-            search_aliases=["caption editor", "edit captions", "gallery", "curate dataset", "exclude pictures", "review captions"],
+            search_aliases=["caption", "joycaption", "lora", "train", "caption editor", "edit captions", "gallery", "curate dataset", "exclude pictures", "review captions"],
             is_output_node=True,
             inputs=[
                 Dataset.Input("dataset", tooltip="From Load Image Folder, Caption Dataset or Caption Rules; before Split Dataset."),

@@ -23,7 +23,7 @@ class SelectCheckpoint(io.ComfyNode):
             display_name="Select Checkpoint",
             category=CATEGORY,
             description="Puts a checkpoint of a run into models/loras: the one that the held-out pictures chose, or the step you name. Says why.",
-            search_aliases=["best checkpoint", "install lora", "save lora", "export lora"],
+            search_aliases=["lora", "train", "kohya", "best checkpoint", "install lora", "save lora", "export lora"],
             is_output_node=True,
             inputs=[
                 RunHandle.Input("run", tooltip="From Train LoRA or Load Run. A run that was cancelled will do if it has a checkpoint."),
@@ -61,7 +61,7 @@ class LossChart(io.ComfyNode):
             display_name="Loss Chart",
             category=CATEGORY,
             description="Draws the held-out loss of a run over its steps, with its error, the chosen checkpoint and the verdict.",
-            search_aliases=["loss curve", "plot", "validation loss", "graph"],
+            search_aliases=["lora", "train", "kohya", "loss curve", "plot", "validation loss", "graph"],
             is_output_node=True,
             inputs=[RunHandle.Input("run", tooltip="From Train LoRA or Load Run, finished or not.")],
             outputs=[io.Image.Output("image", display_name="image", tooltip="The chart, 900 pixels wide.")],
@@ -81,7 +81,7 @@ class LoadRun(io.ComfyNode):
             display_name="Load Run",
             category=CATEGORY,
             description="Opens a run from output/pistachio: to see its chart, take another checkpoint from it, or go on training it.",
-            search_aliases=["resume training", "continue run", "open run"],
+            search_aliases=["lora", "train", "kohya", "resume training", "continue run", "open run"],
             inputs=[io.Combo.Input("run", options=folders.run_names() or [NO_RUNS], tooltip="Newest first. Press R on the canvas to see runs made since the page was loaded.")],
             outputs=[RunHandle.Output("opened", display_name="run", tooltip="For Select Checkpoint, Loss Chart, and continue_run of Train LoRA.")],
         )

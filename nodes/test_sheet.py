@@ -28,7 +28,7 @@ class TestSheet(io.ComfyNode):
             display_name="Test Sheet",
             category="Pistachio/train",
             description="Draws a handful of scenes twice from the same noise, by the base and with the run's chosen LoRA, on one labelled sheet: is the character there, and does it still do as it is told?",
-            search_aliases=["lora", "test lora", "contact sheet", "before and after", "compare with base", "kohya samples"],
+            search_aliases=["lora", "train", "kohya", "test lora", "contact sheet", "before and after", "compare with base", "kohya samples"],
             is_output_node=True,
             inputs=[
                 RunHandle.Input("run", tooltip="From Train LoRA or Load Run."),

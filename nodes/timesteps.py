@@ -20,7 +20,7 @@ class TimestepPlot(io.ComfyNode):
             display_name="Timestep Plot",
             category="Pistachio/train",
             description="Draws how often Train LoRA looks at each noise level of a model, and how much an error there counts. Nothing is trained.",
-            search_aliases=["timestep distribution", "sigma", "shift", "snr", "loss weighting", "noise schedule"],
+            search_aliases=["lora", "train", "kohya", "timestep distribution", "sigma", "shift", "snr", "loss weighting", "noise schedule"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The base model, as for Train LoRA: its shift and its noise schedule are drawn."),

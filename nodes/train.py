@@ -28,7 +28,7 @@ class TrainLora(io.ComfyNode):
             display_name="Train LoRA (Pistachio)",
             category="Pistachio/train",
             description="Trains a LoRA on the very MODEL you generate with, measures it on the held-out pictures, and gives the checkpoint that is best there. Queue again to resume a cancelled run; a finished one comes back at once.",
-            search_aliases=["lora training", "fine-tune", "character lora", "dreambooth"],
+            search_aliases=["lora", "train", "kohya", "lora training", "fine-tune", "character lora", "dreambooth"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The base model, straight from its loader. It is not changed."),

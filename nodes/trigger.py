@@ -24,7 +24,7 @@ class CheckTrigger(io.ComfyNode):
             display_name="Check Trigger",
             category="Pistachio/caption",
             description="Tells how the model's text encoders read a trigger word, whether they know it already, whether it collides with the captions, and suggests ten others.",
-            search_aliases=["trigger word", "token", "tokenizer", "rare token"],
+            search_aliases=["lora", "train", "kohya", "trigger word", "token", "tokenizer", "rare token"],
             is_output_node=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP that the model is used with: its own tokenizers are asked."),

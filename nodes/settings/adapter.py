@@ -19,7 +19,7 @@ class AdapterSettings(io.ComfyNode):
             display_name="Adapter Settings",
             category=SETTINGS,
             description="The type and size of the LoRA, which layers it changes, and what it starts from.",
-            search_aliases=["lora rank", "network dim", "alpha", "target modules", "dora", "lokr", "loha", "lycoris", "rslora", "dropout", "resume from lora"],
+            search_aliases=["lora", "train", "kohya", "lora rank", "network dim", "alpha", "target modules", "dora", "lokr", "loha", "lycoris", "rslora", "dropout", "resume from lora"],
             inputs=[
                 io.Combo.Input(
                     "kind", options=list(ADAPTER_KINDS), default=default(AdapterConfig, "kind"), optional=True,

@@ -17,7 +17,7 @@ class EvaluationSettings(io.ComfyNode):
             display_name="Evaluation Settings",
             category=SETTINGS,
             description="How often the loss on the held-out pictures is measured, and when the run may stop by itself. Each evaluation is also a checkpoint.",
-            search_aliases=["validation loss", "early stopping", "checkpoints", "save every"],
+            search_aliases=["lora", "train", "kohya", "validation loss", "early stopping", "checkpoints", "save every"],
             inputs=[
                 io.Int.Input(
                     "num_evaluations", default=default(EvaluationConfig, "num_evaluations"), optional=True, min=1, max=200,

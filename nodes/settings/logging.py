@@ -16,7 +16,7 @@ class LoggingSettings(io.ComfyNode):
             display_name="Logging Settings",
             category=SETTINGS,
             description="Sends the run's numbers and samples to Weights & Biases or TensorBoard too, and says how often the run is saved. The run folder has the numbers in any case.",
-            search_aliases=["wandb", "weights and biases", "tensorboard"],
+            search_aliases=["lora", "train", "kohya", "wandb", "weights and biases", "tensorboard"],
             inputs=[
                 io.Combo.Input(
                     "wandb", options=list(WANDB_MODES), default=default(LoggingConfig, "wandb"), optional=True,

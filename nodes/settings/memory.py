@@ -18,7 +18,7 @@ class MemorySettings(io.ComfyNode):
             display_name="Memory Settings",
             category=SETTINGS,
             description="What a run may use of the card, and what of its plan you want to set yourself. Not connected, a run on a card plans by itself; on a CPU nothing is planned.",
-            search_aliases=["vram", "low vram", "gradient checkpointing", "blocks to swap", "offload", "out of memory"],
+            search_aliases=["lora", "train", "kohya", "vram", "low vram", "gradient checkpointing", "blocks to swap", "offload", "out of memory"],
             inputs=[
                 io.Combo.Input("card", options=list(PRESETS), default=ASK_THE_CARD, optional=True, tooltip="Plan for a card of this size. 'ask the card' takes what is free on the one that is there. A size sets limit_gb and batch; what you set below yourself counts."),
                 io.Float.Input("limit_gb", default=default(MemoryConfig, "limit_gb"), optional=True, min=0.0, max=1024.0, step=0.1, tooltip="Most of the card's memory that the run may use, in GB (10^9 bytes). 0: what is free."),

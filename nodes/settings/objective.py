@@ -28,7 +28,7 @@ class ObjectiveSettings(io.ComfyNode):
             display_name="Objective Settings",
             category=SETTINGS,
             description="Which noise levels are trained, and how an error at each of them counts. Timestep Plot draws what a setting gives.",
-            search_aliases=["timestep", "min snr", "huber", "noise offset", "shift", "logit normal", "debiased"],
+            search_aliases=["lora", "train", "kohya", "timestep", "min snr", "huber", "noise offset", "shift", "logit normal", "debiased"],
             inputs=[
                 _choice("timestep_distribution", TIMESTEP_DISTRIBUTIONS, "Which noise levels are trained. auto: logit-normal for Flux, SD3.5 and Wan, uniform for SD1.5 and SDXL."),
                 _number("logit_mean", -5.0, 5.0, 0.1, "Of logit-normal: above 0 trains noisier levels, below 0 cleaner ones."),

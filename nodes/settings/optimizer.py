@@ -16,7 +16,7 @@ class OptimizerSettings(io.ComfyNode):
             display_name="Optimizer Settings",
             category=SETTINGS,
             description="How fast the LoRA learns and how the learning rate changes over the run.",
-            search_aliases=["learning rate", "adamw", "8bit", "prodigy", "adafactor", "lion", "came", "schedule free", "scheduler", "warmup", "ema"],
+            search_aliases=["lora", "train", "kohya", "learning rate", "adamw", "8bit", "prodigy", "adafactor", "lion", "came", "schedule free", "scheduler", "warmup", "ema"],
             inputs=[
                 io.Combo.Input("name", options=list(OPTIMIZERS), default=default(OptimizerConfig, "name"), optional=True, tooltip="The optimiser. prodigy finds the learning rate itself (set it to 1); schedule-free wants schedule constant; library takes the class named below.", **ADVANCED),
                 io.Float.Input(

@@ -17,7 +17,7 @@ class SampleSettingsNode(io.ComfyNode):
             display_name="Sample Settings",
             category=SETTINGS,
             description="Pictures of the model in training, with the trigger word and without, from fixed seeds. They show on Train LoRA and lie in the run folder; the training itself is the same with and without them.",
-            search_aliases=["sample prompts", "preview", "validation images", "sample every"],
+            search_aliases=["lora", "train", "kohya", "sample prompts", "preview", "validation images", "sample every"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The same text encoder as on Encode Dataset. It encodes the prompts once, before training."),
                 io.Vae.Input("vae", tooltip="The same VAE as on Encode Dataset. It decodes the samples."),
