@@ -211,13 +211,15 @@ class Floor(_OnHostModel):
 
     The gradient reaches every activation behind a linear layer or a convolution, captions and timesteps included, since
     adapters there need it. `latents_only` sends it to the noised latents alone, which no adapter of those paths can do with.
+    `shares_padding`: with a caption's padding computed once, as ours does it, and not as the host does.
     """
 
-    def __init__(self, workload: Workload, *, latents_only: bool = False):
+    def __init__(self, workload: Workload, *, latents_only: bool = False, shares_padding: bool = False):
         from pistachio.training.batches import BatchPlan
         from pistachio.training.timesteps import resolve
 
         super().__init__(workload)
+        self.model.shares_padding = shares_padding
         self.plan = BatchPlan(
             self.items, batch=workload.batch, seed=SEED, prior_fraction=0.0,
             distribution=resolve("auto", is_flow=self.model.is_flow),

@@ -26,7 +26,7 @@ RANK = 8  # the node's default
 BATCHES = (1, 4)
 TARGETS = ("all-linear", "all-linear+conv")
 BUILTIN = ("builtin default", "builtin no checkpointing")
-FLOORS = ("floor", "floor latents only")
+FLOORS = ("floor", "floor latents only", "floor padding once")
 OURS_CHECKPOINTED = "ours all-linear checkpointed"
 # The node's two modes; our two presets, and the first of them again with its blocks checkpointed.
 ARMS = {
@@ -34,6 +34,7 @@ ARMS = {
     "builtin no checkpointing": lambda workload: BuiltIn(workload, gradient_checkpointing=False),
     "floor": lambda workload: Floor(workload),
     "floor latents only": lambda workload: Floor(workload, latents_only=True),
+    "floor padding once": lambda workload: Floor(workload, shares_padding=True),
     "ours all-linear": lambda workload: Ours(workload, targets="all-linear"),
     "ours all-linear+conv": lambda workload: Ours(workload, targets="all-linear+conv"),
     OURS_CHECKPOINTED: lambda workload: Ours(workload, targets="all-linear", keep="blocks"),

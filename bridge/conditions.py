@@ -14,13 +14,15 @@ import comfy.samplers
 
 from ..training.errors import PistachioError
 from ..training.transfer import on_device
+from . import padding
 from .families import guidance_of
 
 
 @dataclass(frozen=True)
 class HostCondition:
     arguments: dict  # name -> COND object of one sample, on the CPU
-    group: str
+    group: str  # of the arguments as the host gave them
+    num_rows_whole: int | None = None  # of the caption before its padding was cut; None where it may not be
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,7 @@ class JoinedConditions:
     """Of a whole batch, on the device."""
 
     arguments: dict
+    padding: padding.SharedPadding | None = None
 
 
 def prepare(base_model, conditioning: list, latents: torch.Tensor) -> HostCondition:
@@ -35,7 +38,14 @@ def prepare(base_model, conditioning: list, latents: torch.Tensor) -> HostCondit
     with torch.no_grad():
         arguments = host_arguments(base_model, _normal(conditioning[:1]), latents)
     arguments = {name: _normal_cond(value) for name, value in arguments.items()}
-    return HostCondition(arguments=arguments, group=group_of(arguments))
+    group = group_of(arguments)
+    # With anything else to attend to, keys couldn't be told from captions by their number.
+    if set(arguments) != {padding.CAPTION} or not padding.pads_with_zeros(base_model.diffusion_model):
+        return HostCondition(arguments=arguments, group=group)
+    caption = arguments[padding.CAPTION]
+    return HostCondition(
+        arguments={padding.CAPTION: caption._copy_with(padding.cut(caption.cond))}, group=group, num_rows_whole=caption.cond.shape[1],
+    )
 
 
 def host_arguments(base_model, conditioning: list, latents: torch.Tensor) -> dict:
@@ -61,9 +71,16 @@ def group_of(arguments: dict) -> str:
     return ";".join(f"{name}={_signature(value)}" for name, value in sorted(arguments.items()))
 
 
-def concatenate(conditions: list[HostCondition], device: torch.device) -> dict:
-    """Keyword arguments of `apply_model` for the whole batch."""
-    return concatenate_arguments([condition.arguments for condition in conditions], device)
+def join(conditions: list[HostCondition], device: torch.device, *, dtype: torch.dtype, shares_padding: bool) -> JoinedConditions:
+    """Keyword arguments of `apply_model` for the whole batch. `dtype`: of the network's computing."""
+    arguments, shared, num_rows_whole = [condition.arguments for condition in conditions], None, conditions[0].num_rows_whole
+    if num_rows_whole is not None:
+        captions = [each[padding.CAPTION] for each in arguments]
+        if shares_padding:
+            shared = padding.padding_of([caption.cond for caption in captions], num_rows_whole, dtype=dtype, device=device)
+        num_rows = num_rows_whole if shared is None else shared.num_rows
+        arguments = [{padding.CAPTION: caption._copy_with(padding.filled_up(caption.cond, num_rows))} for caption in captions]
+    return JoinedConditions(concatenate_arguments(arguments, device), shared)
 
 
 def concatenate_arguments(arguments: list[dict], device: torch.device) -> dict:

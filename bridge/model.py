@@ -7,8 +7,9 @@ It trains the very object that the user generates with: its modules are changed 
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 import torch
 import comfy.model_management
@@ -19,10 +20,11 @@ from torch import Tensor
 from ..training.errors import PistachioError
 from ..training.quantization.formats import PackedWeight
 from .attention import pytorch_attention
-from .conditions import HostCondition, JoinedConditions, concatenate
+from .conditions import HostCondition, JoinedConditions, join
 from .differentiable import attribute, differentiable, replaced_forwards_run
 from .families import blocks_of, note_of, why_refused
 from .noise import HostNoise
+from .padding import CAPTION, attention_with, filled_up
 from .streaming import EVERYTHING_BYTES, HostStreaming
 from .packed_linear import PackedLinear
 from .weight_in_use import weight_in_use
@@ -37,6 +39,7 @@ MISREAD_SAMPLE = 4096  # values of each matrix that are looked at
 class HostModel(HostStreaming, HostNoise):
     key_prefix = "diffusion_model."
     attention = staticmethod(pytorch_attention)  # for the host's override; a run may settle on another one
+    shares_padding = True  # see `padding`
 
     def __init__(self, patcher, *, precision: str = "auto"):
         """`patcher`: the MODEL socket's value. Raises PistachioError for a model that can't be trained."""
@@ -60,17 +63,25 @@ class HostModel(HostStreaming, HostNoise):
 
     def predict(self, x_t: Tensor, sigma_B: Tensor, conditions: Sequence[HostCondition] | JoinedConditions) -> Tensor:
         joined = conditions if isinstance(conditions, JoinedConditions) else self.joined(conditions)
-        return self._apply(x_t, sigma_B, joined.arguments)
+        arguments, attention, padding = joined.arguments, self.attention, joined.padding
+        if padding is not None and padding.num_rows == self._num_tokens(x_t):
+            arguments = arguments | {CAPTION: filled_up(arguments[CAPTION], padding.num_rows_whole)}
+        elif padding is not None:
+            attention = attention_with(attention, padding)
+        return self._apply(x_t, sigma_B, arguments, attention)
+
+    def _num_tokens(self, x_t: Tensor) -> int:
+        return math.prod(-(-size // patch) for size, patch in zip(x_t.shape[2:], self.network.patch_size))
 
     has_fixed_conditions = True
 
     def joined(self, conditions: Sequence[HostCondition]) -> JoinedConditions:
-        return JoinedConditions(concatenate(list(conditions), self.device))
+        return join(list(conditions), self.device, dtype=self.compute_dtype, shares_padding=self.shares_padding)
 
-    def _apply(self, x_t: Tensor, sigma_B: Tensor, arguments: dict) -> Tensor:
+    def _apply(self, x_t: Tensor, sigma_B: Tensor, arguments: dict, attention: Callable | None = None) -> Tensor:
         """`arguments`: of the host's `apply_model`, for the whole batch."""
         options = {
-            "optimized_attention_override": self.attention,
+            "optimized_attention_override": attention or self.attention,
             "sigmas": sigma_B,
             "cond_or_uncond": [0] * x_t.shape[0],
         }
@@ -104,6 +115,15 @@ class HostModel(HostStreaming, HostNoise):
         return PackedWeight(
             format="int8-convrot", codes=weight._qdata, scale=parameters.scale.flatten().float(), shape=tuple(weight.shape), group=parameters.convrot_groupsize
         )
+
+    def packed_bias(self, module: torch.nn.Module, like: Tensor) -> Tensor | None:
+        bias = module.bias
+        if bias is None:
+            return None
+        bias = bias.to(like.device, like.dtype)
+        for function in getattr(module, "bias_function", None) or ():
+            bias = function(bias)
+        return bias
 
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         if isinstance(module, PackedLinear):

@@ -59,6 +59,8 @@ class AdaptedNetwork:
                 adapter.initialise(generator("adapter", seed, path))
             if config.dropout:
                 adapter.dropped = self._dropout(path)
+        if config.dropout:
+            model.shares_padding = False  # other values are dropped in each of its rows
         # Sentences for the user.
         self.notes = (*target_notes(targets, config, model.family), *adapter_class.notes(list(self.adapters.values())))
         if keep_note is not None:

@@ -27,6 +27,7 @@ class TrainableModel(Protocol):
     device: torch.device
     is_flow: bool  # sigma in [0, 1] and velocity output
     patch_size: int  # latent pixels on a side of a token; asked for by a shift by resolution alone
+    shares_padding: bool  # equal rows of a caption's padding are computed once; put to False where adapters treat equal rows differently
 
     def sigma_at(self, t_B: Tensor) -> Tensor:
         """Sigma [B] for t in (0, 1], 1 is pure noise; includes the model's shift."""
@@ -64,6 +65,9 @@ class TrainableModel(Protocol):
 
     def packed_weight(self, module: torch.nn.Module, like: Tensor) -> PackedWeight | None:
         """The codes of a linear layer on `like`'s device, where products may be taken with them. Asked for where a run wants products in 8 bits."""
+
+    def packed_bias(self, module: torch.nn.Module, like: Tensor) -> Tensor | None:
+        """The bias of a layer that has a packed weight, on `like`'s device and in its dtype."""
 
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         """The frozen weight in `like`'s dtype and device, valid inside the context only (it may be a staging buffer)."""

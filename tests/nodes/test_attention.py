@@ -75,7 +75,7 @@ def test_a_models_shapes_are_observed_and_a_table_changes_nothing_but_the_path(h
     with model.training(), observed(model) as shapes:
         prepared.errors((0,))
     assert model.attention is pytorch_attention
-    assert {shape.keys for shape in shapes} == {16, 512} and {shape.batch for shape in shapes} == {1}
+    assert {shape.keys for shape in shapes} == {16, 64} and {shape.batch for shape in shapes} == {1}
     assert settle_attention(model, shapes, folder, batch_size=1) is None and folder.attention() is None  # a CPU has one path
     plain = prepared.plain_gradient
     table = AttentionTable(device="cpu", rows=tuple((shape, "math") for shape in set(shapes)), note="Attention: math.")

@@ -66,7 +66,9 @@ class Prepared:
         with torch.inference_mode():
             loaded, _ = comfy.sd.load_lora_for_models(self.tiny.model, None, dict(tensors), 1.0, 0.0)
             try:
-                stock = HostModel(loaded, precision="fp32").predict(self.latents, self.sigma, self.conditions)
+                plain = HostModel(loaded, precision="fp32")
+                plain.shares_padding = False  # the host's own forward
+                stock = plain.predict(self.latents, self.sigma, self.conditions)
             finally:
                 comfy.model_management.load_models_gpu([self.tiny.model])  # takes the LoRA off the shared network again
         return stock, len(loaded.patches)
