@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .kernels.door import eight_bit_products
+from .kernels.door import eight_bit_products, whole_products
 from .model import TrainableModel
+from .saving.tape import recording
 
 
 _unsafe_view = torch.ops.aten._unsafe_view.default
@@ -27,16 +28,37 @@ def _not_a_view(y: Tensor) -> Tensor:
     return _unsafe_view(y, y.shape) if y._is_view() else y
 
 
-def eight_bit_gradient(dy: Tensor, module: torch.nn.Module, model: TrainableModel) -> Tensor | None:
-    """dy W [N, I] by a product in 8 bits, in a tensor of its own; None unless the run asks for those and W is stored so."""
+def eight_bit_gradient(dy: Tensor, module: torch.nn.Module, model: TrainableModel, low_rank: tuple[Tensor, Tensor, float] | None = None) -> Tensor | None:
+    """dy W [N, I] by a product in 8 bits, in a tensor of its own; None unless the run asks for those and W is stored so.
+
+    `low_rank`: (t [N, R], u [I, R], alpha), of which alpha t u^T is added.
+    """
     if not eight_bit_products(dy.device):
         return None
     packed = model.packed_weight(module, dy)
     if packed is None or not eight_bit_products(dy.device, packed.format):
         return None
-    from .kernels.linear import product_backward  # which imports this module
+    from .kernels.linear import LowRank, product_backward  # which imports this module
 
-    return product_backward(dy.reshape(-1, dy.shape[-1]), packed)
+    return product_backward(dy.reshape(-1, dy.shape[-1]), packed, None if low_rank is None else LowRank(*low_rank))
+
+
+def eight_bit_lora(x_NI: Tensor, site: LoraSite) -> tuple[Tensor, Tensor] | None:
+    """(base(x) + scale h B^T, h = x A^T) by the kernel that does all of it; None unless the run asks for that and W is stored so."""
+    model, module = site.model, site.module
+    packed = model.packed_weight(module, x_NI)
+    if packed is None or not whole_products(x_NI.device, packed.format):
+        return None
+    from .kernels.linear import LowRank, product
+
+    def run(x_NI: Tensor, h_NR: Tensor) -> Tensor:
+        # The weight is fetched each time: by the time of another run it may have been moved.
+        low_rank = LowRank(h_NR, site.b_OR.to(h_NR.dtype), site.scale)
+        return product(x_NI, model.packed_weight(module, x_NI), model.packed_bias(module, x_NI), low_rank)
+
+    h_NR = x_NI.mm(site.a_IR.to(x_NI.dtype))
+    tape = recording()
+    return (run(x_NI, h_NR) if tape is None else tape.product(run, x_NI, h_NR)), h_NR
 
 
 class FrozenLinear(Function):
@@ -82,8 +104,14 @@ class LoraLinear(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, a_RI: Tensor, site: LoraSite) -> Tensor:
-        y = site.base(x).contiguous()
         x_NI, a_IR, b_RO = x.reshape(-1, x.shape[-1]), site.a_IR, site.b_RO
+        fused = eight_bit_lora(x_NI, site) if eight_bit_products(x.device) else None
+        if fused is not None:
+            y_NO, h_NR = fused
+            ctx.save_for_backward(x_NI, h_NR)
+            ctx.site, ctx.x_shape, ctx.x_dtype = site, x.shape, x.dtype
+            return _not_a_view(y_NO.view(*x.shape[:-1], y_NO.shape[-1]))
+        y = site.base(x).contiguous()
         dtype = y.dtype
         if dtype is not a_IR.dtype:
             a_IR, b_RO = a_IR.to(dtype), b_RO.to(dtype)
@@ -113,11 +141,12 @@ class LoraLinear(Function):
             site.db_RO.add_(h_NR.t().mm(dy_NO), alpha=scale)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        dx_NI = eight_bit_gradient(dy_NO, site.module, site.model)
+        dx_NI = eight_bit_gradient(dy_NO, site.module, site.model, (dh_NR, a.t(), scale))
         if dx_NI is None:
             with site.model.weight_for_backward(site.module, dy) as weight_OI:
                 dx_NI = dy_NO.mm(weight_OI)
-        dx = dx_NI.addmm_(dh_NR, a, alpha=scale).view(ctx.x_shape)
+            dx_NI.addmm_(dh_NR, a, alpha=scale)
+        dx = dx_NI.view(ctx.x_shape)
         return dx if dtype is ctx.x_dtype else dx.to(ctx.x_dtype), None, None
 
 

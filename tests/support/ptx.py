@@ -18,6 +18,8 @@ import torch
 from pistachio.training.kernels import nvrtc
 from pistachio.training.kernels.programs import Program
 
+from .ptx_matrix import Fault, MatrixInstructions
+
 TYPES = {
     "u8": np.uint8, "u16": np.uint16, "u32": np.uint32, "u64": np.uint64, "s8": np.int8, "s16": np.int16, "s32": np.int32,
     "s64": np.int64, "b8": np.uint8, "b16": np.uint16, "b32": np.uint32, "b64": np.uint64, "f16": np.float16, "f32": np.float32,
@@ -29,10 +31,6 @@ COMPARE = {
     "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
 }
 MODIFIERS = {"rn", "rni", "rzi", "approx", "ftz", "sat", "satfinite", "uni", "sync", "global", "shared", "param", "lo", "relaxed"}
-
-
-class Fault(AssertionError):
-    """What a card would fail at, or quietly get wrong."""
 
 
 class Memory:
@@ -80,7 +78,7 @@ class Interpreter:
         self.target = target
         self.launched: list[str] = []
 
-    def launch(self, program, entry, grid, threads, arguments, device) -> None:
+    def launch(self, program, entry, grid, threads, arguments, device, *, shared_bytes=0) -> None:
         assert device.type == "cpu"
         self.launched.append(entry)
         if grid[0] * grid[1] == 0:
@@ -100,11 +98,12 @@ class Interpreter:
                 raise Fault(f"{entry}: an argument of {len(raw)} bytes where the kernel takes {size}")
             values.append(raw)
         with np.errstate(all="ignore"):
-            Launch(kernel, Memory(tensors), values, grid, threads).run()
+            Launch(kernel, Memory(tensors), values, grid, threads, shared_bytes).run()
 
 
 class Kernel:
-    def __init__(self, entry: str, parameters: list[tuple[str, int]], body: str):
+    def __init__(self, entry: str, parameters: list[tuple[str, int]], body: str, outside: tuple[str, ...] = ()):
+        """`outside`: names of shared memory whose size is given at the launch."""
         self.entry = entry
         self.names = {name: i for i, (name, _) in enumerate(parameters)}
         self.sizes = [size for _, size in parameters]
@@ -113,6 +112,8 @@ class Kernel:
             self.shared_bytes = -(-self.shared_bytes // int(align)) * int(align)
             self.shared[name] = self.shared_bytes
             self.shared_bytes += int(size)
+        self.shared_bytes = -(-self.shared_bytes // 128) * 128
+        self.shared.update(dict.fromkeys(outside, self.shared_bytes))
         body = re.sub(r"//[^\n]*|^\s*\.(reg|shared|pragma|loc)[^;]*;", "", body, flags=re.M)
         for line in re.split(r";|(?<=:)\s", body):
             line = line.strip().strip("{}").strip() if not re.search(r"\{.*\}", line, re.S) else line.strip()
@@ -135,15 +136,15 @@ def _instruction(line: str):
 @lru_cache(maxsize=None)
 def parsed(program: Program, target: str) -> dict[str, Kernel]:
     text = nvrtc.compile_ptx(program.text, target, program.options)
-    found = {}
+    found, outside = {}, tuple(re.findall(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\];", text))
     for entry, parameters, body in re.findall(r"\.visible \.entry (\w+)\((.*?)\)[^{]*\{(.*?)\n\}", text, re.S):
         names = [(name, TYPES[kind]().nbytes) for kind, name in re.findall(r"\.param \.(\w+)(?: \.ptr[^,]*?)? (\w+)", parameters)]
-        found[entry] = Kernel(entry, names, body)
+        found[entry] = Kernel(entry, names, body, outside)
     return found
 
 
-class Launch:
-    def __init__(self, kernel: Kernel, memory: Memory, values, grid, threads):
+class Launch(MatrixInstructions):
+    def __init__(self, kernel: Kernel, memory: Memory, values, grid, threads, shared_bytes=0):
         self.kernel, self.memory, self.values = kernel, memory, values
         blocks = grid[0] * grid[1]
         self.lanes = np.arange(blocks * threads, dtype=np.int64)
@@ -155,13 +156,14 @@ class Launch:
             "%tid.x": wide(self.lanes % threads), "%ntid.x": fixed(threads), "%ctaid.x": wide(block % grid[0]),
             "%ctaid.y": wide(block // grid[0]), "%nctaid.x": fixed(grid[0]), "%nctaid.y": fixed(grid[1]),
         }
-        size = -(-max(kernel.shared_bytes, 8) // 8) * 8
+        size = -(-max(kernel.shared_bytes + shared_bytes, 8) // 16) * 16
         self.shared = np.full(blocks * size, 0xFF, np.uint8)
         self.shared_start = block * size
         self.shared_size = size
         # Of each byte: who wrote and who read it last, and between which barriers of its block.
         self.epoch = np.zeros(blocks, np.int64)
         self.written, self.seen = (np.full((2, len(self.shared)), -1, np.int64) for _ in range(2))
+        self.begin_copies()
 
     def run(self) -> None:
         kernel = self.kernel
@@ -285,6 +287,7 @@ class Launch:
         return [(buffer, lanes, at * count) for buffer, lanes, at in self.memory.parts(addresses, size * count, what)]
 
     def _check_race(self, what: str, places, lanes, writes: bool) -> None:
+        self.check_arrived(what, places)
         epoch = self.epoch[self.block[lanes]]
         for owners, epochs in (self.written, self.seen) if writes else (self.written,):
             if ((owners[places] != lanes) & (owners[places] >= 0) & (epochs[places] == epoch)).any():
@@ -394,6 +397,12 @@ class Launch:
             byte = np.where(choice & np.uint32(8), np.where(byte & 128, 255, 0).astype(np.uint32), byte)
             result |= byte << np.uint32(8 * i)
         self.write(operands[0], result)
+
+    def op_bfi(self, op, operands) -> None:
+        value, into = (self.read(name, op[-1]) for name in operands[1:3])
+        start, count = (np.uint32(int(name)) for name in operands[3:5])
+        bits = np.uint32(((1 << int(count)) - 1) << int(start))
+        self.write(operands[0], into & ~bits | value << start & bits)
 
     def op_mul(self, op, operands) -> None:
         a, b = (self.read(name, op[-1]) for name in operands[1:3])

@@ -222,13 +222,15 @@ def calls():
     flat, bytes_, scales = torch.ones(512), torch.zeros(512, dtype=torch.uint8), torch.zeros(2)
     grid = torch.linspace(-1, 1, 256)
     return {
-        "norm_modulate": (x, None, None, v, v, 1e-6, True), "norm_modulate_backward": (dy, x, statistics, statistics, None, v, True),
+        "norm_modulate": (x, None, None, v, v, 1e-6, True), "norm_modulate_codes": (x, None, None, v, v, 1e-6, True, False, 256), "norm_modulate_backward": (dy, x, statistics, statistics, None, v, True),
         "column_sums": (dy, x, statistics, statistics, None, None), "gated_residual": (x, dy, v),
         "gelu8": (x[0], True), "gelu8_backward": (dy[0], codes[:3], torch.empty(3, 2), True),
         "swiglu8": (x[0], dy[0]), "swiglu8_backward": (dy[0], codes[:3], torch.empty(3, 2), codes[:3], torch.empty(3, 2)),
         "rms_rope_": (heads, torch.ones(128), angles, 1e-6, False), "rms_rope_backward": (heads, heads, torch.ones(128), angles, rstd, False),
         "quantise_rows": (x[0], torch.ones(256), True, 256), "rescale_rows": (codes, torch.ones(6), None, None, 256, torch.bfloat16),
         "transpose_bytes": (eights,), "product_int8": (codes, codes), "product_fp8": (eights, eights, torch.ones(6), torch.ones(6), torch.bfloat16),
+        "product_lora_int8": (codes, codes, torch.ones(6), None, torch.ones(6), torch.ones(6, 2), torch.ones(6, 2), 0.5, 0, torch.bfloat16),
+        "product_lora_fp8": (eights, eights, torch.ones(6), torch.ones(6), None, None, None, 1.0, 0, torch.bfloat16),
         "adamw_": (flat, flat, flat.clone(), flat.clone(), torch.full((7,), 0.5), None),
         "adamw8_": (flat, flat, bytes_, scales, bytes_.clone(), scales.clone(), flat.bfloat16(), grid, grid.abs().sort().values, torch.full((7,), 0.5), None, torch.zeros(2, dtype=torch.int32)),
     }

@@ -16,11 +16,16 @@ from .operators import define_operators
 define_operators()
 
 
-def norm_modulate(x: Tensor, weight=None, bias=None, shift=None, scale=None, *, eps: float, centred: bool) -> Tensor:
-    """LayerNorm (`centred`) or RMSNorm of [B, T, C] with its frozen affine part, times (1 + scale), plus shift."""
-    frozen = not any(v is not None and v.requires_grad for v in (weight, bias))
-    if frozen and door_of(x.device).implementation("norm_modulate") == "cuda":
-        return norm.NormModulate.apply(x, weight, bias, shift, scale, eps, centred)
+def norm_modulate(x: Tensor, weight=None, bias=None, shift=None, scale=None, *, eps: float, centred: bool, codes_for: tuple[bool, int] | None = None) -> Tensor:
+    """LayerNorm (`centred`) or RMSNorm of [B, T, C] with its frozen affine part, times (1 + scale), plus shift.
+
+    `codes_for`: (fp8, group) of the 8-bit product that takes the result next; where the door chose so, it finds its codes made.
+    """
+    frozen, door = not any(v is not None and v.requires_grad for v in (weight, bias)), door_of(x.device)
+    if frozen and door.implementation("norm_modulate") == "cuda":
+        if door.implementation("norm_modulate_codes") != "cuda":
+            codes_for = None
+        return norm.NormModulate.apply(x, weight, bias, shift, scale, eps, centred, codes_for)
     return norm.reference(x, weight, bias, shift, scale, eps=eps, centred=centred)
 
 

@@ -24,9 +24,10 @@ logger = logging.getLogger("pistachio")
 KINDS = ("cuda", "library", "torch")
 # No card has measured the kernels against torch yet: until one has, "auto" takes none of them. A product of 8-bit numbers
 # has no fast form in plain torch, so there it is the library's.
-AUTO = {operation: "library" if operation.startswith("product_") else "torch" for operation in OPERATIONS}
+AUTO = {name: "library" if operation.library and name.startswith("product_") else "torch" for name, operation in OPERATIONS.items()}
 DEFAULT = "auto"
-PRODUCTS = {"int8-convrot": "product_int8", "fp8-row": "product_fp8"}  # of training/quantization/formats.py
+# Of training/quantization/formats.py: the library's product, and the kernel that does all of a LoRA linear.
+PRODUCTS = {"int8-convrot": ("product_int8", "product_lora_int8"), "fp8-row": ("product_fp8", "product_lora_fp8")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ class Door:
         if kind == "torch":
             return ""
         if kind == "cuda":
-            return self._why_no_cuda
+            return self._why_no_cuda or _too_old(self.device, OPERATIONS[name].least_for_cuda)
         return _why_no_library(self.device, OPERATIONS[name].least_capability)
 
     def implementation(self, name: str) -> str:
@@ -94,8 +95,9 @@ class Door:
 
     def multiplies_in(self, format: str) -> bool:
         """Are products with weights of this format to be taken in 8 bits? Only where that was asked for: it rounds inputs too."""
-        name = PRODUCTS.get(format)
-        return name is not None and (self.setting in KINDS or name in self.setting) and self.implementation(name) == "library"
+        names = PRODUCTS.get(format, ())
+        asked = [name for name in names if self.setting in KINDS or f"{name}=" in self.setting.replace(" ", "")]
+        return any(self.implementation(name) in ("library", "cuda") for name in asked)
 
     @property
     def line(self) -> str:
@@ -155,6 +157,12 @@ def _why_no_cuda(device: torch.device) -> str:
 def _why_no_library(device: torch.device, least: tuple[int, int]) -> str:
     if device.type != "cuda" or torch.version.hip:
         return f"needs an NVIDIA card, not '{device.type}'"
+    return _too_old(device, least)
+
+
+def _too_old(device: torch.device, least: tuple[int, int]) -> str:
+    if device.type != "cuda":  # a launcher was given: it says itself what it can't run
+        return ""
     found = torch.cuda.get_device_capability(device)
     return "" if found >= least else f"needs compute capability {least[0]}.{least[1]}, the card has {found[0]}.{found[1]}"
 
@@ -191,6 +199,12 @@ def eight_bit_products(device: torch.device, format: str = "") -> bool:
     """`Door.multiplies_in` of the process's door, of any format where none is named; False where no door was opened."""
     opened = _doors.get(device)
     return opened is not None and (opened.multiplies_in(format) if format else any(map(opened.multiplies_in, PRODUCTS)))
+
+
+def whole_products(device: torch.device, format: str) -> bool:
+    """Is a LoRA linear over a weight of this format one kernel?"""
+    door = _doors.get(device)
+    return door is not None and door.multiplies_in(format) and door.implementation(PRODUCTS[format][1]) == "cuda"
 
 
 def open_door(setting: str, device: torch.device, *, launcher: Launcher | None = None, folder: Path | None = None, said: Callable[[str], None] | None = None) -> Door:

@@ -72,6 +72,12 @@ def _norm(n, s):
     return _rows(n, s), None, None, n.normal(1, s.width, scale=0.1), n.normal(1, s.width, scale=0.1), 1e-6, True
 
 
+def _norm_codes(n, s):
+    x, *rest = _norm(n, s)
+    # Scales are of the rounded result: small, where they are compared with float64's, nothing is rounded.
+    return (x.float() if s == SMALL else x), *rest, False, 256
+
+
 def _norm_backward(n, s):
     x = _rows(n, s)
     values = x.float()
@@ -162,6 +168,9 @@ def _product_flop(outputs: str) -> Callable[[Sizes], int]:
 
 EXAMPLES = (
     Example(name="norm + modulate", operation="norm_modulate", arguments=_norm),
+    Example(
+        name="norm + modulate, to int8 too", operation="norm_modulate_codes", arguments=_norm_codes,
+    ),
     Example(name="norm + modulate backward", operation="norm_modulate_backward", arguments=_norm_backward),
     Example(name="sums over tokens", operation="column_sums", arguments=_sums),
     Example(name="gated residual", operation="gated_residual", arguments=lambda n, s: (_rows(n, s), _rows(n, s), n.normal(1, s.width))),

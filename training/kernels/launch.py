@@ -19,11 +19,16 @@ from .programs import Program, build, target_of
 
 Argument = Union[Tensor, None, ctypes.c_int, ctypes.c_longlong, ctypes.c_float]
 GRID_Y_LIMIT = 65535
+UNASKED_SHARED_BYTES = 48 << 10  # a block gets more only where it was asked for
+MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # of the driver's CUfunction_attribute
 
 
 class Launcher(Protocol):
-    def launch(self, program: Program, entry: str, grid: tuple[int, int], threads: int, arguments: Sequence[Argument], device: torch.device) -> None:
-        """Run `entry` over `grid` blocks of `threads`. Tensors are given by their address; None is a null pointer."""
+    def launch(self, program: Program, entry: str, grid: tuple[int, int], threads: int, arguments: Sequence[Argument], device: torch.device, *, shared_bytes: int = 0) -> None:
+        """Run `entry` over `grid` blocks of `threads`. Tensors are given by their address; None is a null pointer.
+
+        `shared_bytes`: of a block's shared memory, beside what the source declares.
+        """
 
 
 class DriverError(RuntimeError):
@@ -46,19 +51,21 @@ class CudaLauncher:
         self._functions: dict[tuple[int, Program, str], ctypes.c_void_p] = {}
         self._modules: dict[tuple[int, Program], ctypes.c_void_p] = {}
 
-    def launch(self, program: Program, entry: str, grid: tuple[int, int], threads: int, arguments: Sequence[Argument], device: torch.device) -> None:
+    def launch(self, program: Program, entry: str, grid: tuple[int, int], threads: int, arguments: Sequence[Argument], device: torch.device, *, shared_bytes: int = 0) -> None:
         values = [as_c(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.cast(ctypes.pointer(value), ctypes.c_void_p) for value in values])
         with torch.cuda.device(device):
-            function = self._function(program, entry, torch.cuda.current_device())
+            function = self._function(program, entry, torch.cuda.current_device(), shared_bytes)
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            _call("cuLaunchKernel", function, grid[0], grid[1], 1, threads, 1, 1, 0, stream, pointers, None)
+            _call("cuLaunchKernel", function, grid[0], grid[1], 1, threads, 1, 1, shared_bytes, stream, pointers, None)
 
-    def _function(self, program: Program, entry: str, index: int) -> ctypes.c_void_p:
+    def _function(self, program: Program, entry: str, index: int, shared_bytes: int) -> ctypes.c_void_p:
         key = (index, program, entry)
         if key not in self._functions:
             function = ctypes.c_void_p()
             _call("cuModuleGetFunction", ctypes.byref(function), self._module(program, index), entry.encode("ascii"))
+            if shared_bytes > UNASKED_SHARED_BYTES:
+                _call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
             self._functions[key] = function
         return self._functions[key]
 

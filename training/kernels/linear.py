@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from ..frozen import _not_a_view
 from ..quantization.formats import PackedWeight, dequantize
+from .codes import codes_of
 
 ops = torch.ops.pistachio
 
@@ -29,32 +30,59 @@ class Adapter(NamedTuple):
     start: int = 0
 
 
-def product(x_NI: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + bias in the weight's own precision."""
+class LowRank(NamedTuple):
+    """alpha t u^T beside a product: t [N, R], u [O, R]."""
+
+    t: Tensor
+    u: Tensor
+    alpha: float
+
+
+def product(x_NI: Tensor, weight: PackedWeight | Tensor, bias: Tensor | None, low_rank: LowRank | None = None) -> Tensor:
+    """x W^T + bias + alpha t u^T, the first in the weight's own precision. Fresh memory."""
     kind = x_NI.dtype
     if isinstance(weight, Tensor) or weight.format == "nf4":
         w = weight.to(kind) if isinstance(weight, Tensor) else dequantize(weight, kind)
-        return x_NI.mm(w.t()) if bias is None else torch.addmm(bias.to(kind), x_NI, w.t())
+        y = x_NI.mm(w.t()) if bias is None else torch.addmm(bias.to(kind), x_NI, w.t())
+        return _with(y, low_rank)
     fp8 = weight.format == "fp8-row"
-    codes, scales = ops.quantise_rows(x_NI, None, fp8, 0 if fp8 else weight.group)
-    if fp8:
-        y = ops.product_fp8(codes, weight.codes, scales, weight.scale, kind)
-        return y if bias is None else y.add_(bias.to(kind))
-    sums = ops.product_int8(codes, weight.codes)
-    return ops.rescale_rows(sums, scales, weight.scale, bias, 0, kind)
+    codes, scales = codes_of(x_NI, fp8, 0 if fp8 else weight.group)
+    return _operation(weight)(codes, weight.codes, scales, weight.scale, bias, *_parts(low_rank), 0, kind)
 
 
-def product_backward(dy_NO: Tensor, weight: PackedWeight | Tensor) -> Tensor:
-    """dy W"""
+def product_backward(dy_NO: Tensor, weight: PackedWeight | Tensor, low_rank: LowRank | None = None) -> Tensor:
+    """dy W + alpha t u^T. Fresh memory."""
     kind = dy_NO.dtype
     if isinstance(weight, Tensor) or weight.format == "nf4":
-        return dy_NO.mm(weight.to(kind) if isinstance(weight, Tensor) else dequantize(weight, kind))
+        return _with(dy_NO.mm(weight.to(kind) if isinstance(weight, Tensor) else dequantize(weight, kind)), low_rank)
     fp8 = weight.format == "fp8-row"
     codes, scales = ops.quantise_rows(dy_NO, weight.scale, fp8, 0)
     codes_IO = ops.transpose_bytes(weight.codes)
-    if fp8:
-        return ops.product_fp8(codes, codes_IO, scales, torch.ones_like(weight.scale[:1]).expand(len(codes_IO)).contiguous(), kind)
-    return ops.rescale_rows(ops.product_int8(codes, codes_IO), scales, None, None, weight.group, kind)
+    return _operation(weight)(codes, codes_IO, scales, None, None, *_parts(low_rank), 0 if fp8 else weight.group, kind)
+
+
+def _operation(weight: PackedWeight):
+    return ops.product_lora_fp8 if weight.format == "fp8-row" else ops.product_lora_int8
+
+
+def _parts(low_rank: LowRank | None) -> tuple:
+    return (None, None, 1.0) if low_rank is None else low_rank
+
+
+def _with(y: Tensor, low_rank: LowRank | None) -> Tensor:
+    return y if low_rank is None else y.addmm_(low_rank.t, low_rank.u.t(), alpha=low_rank.alpha)
+
+
+def _stacked(factors: Sequence[Tensor], starts: Sequence[int], outputs: int) -> Tensor:
+    """B of several adapters side by side [O, ranks], each in the rows of its outputs."""
+    if len(factors) == 1 and len(factors[0]) == outputs:
+        return factors[0]
+    whole = factors[0].new_zeros(outputs, sum(b.shape[1] for b in factors))
+    at = 0
+    for start, b in zip(starts, factors):
+        whole[start : start + len(b), at : at + b.shape[1]] = b
+        at += b.shape[1]
+    return whole
 
 
 class PackedLora(Function):
@@ -62,14 +90,10 @@ class PackedLora(Function):
     def forward(ctx, x, weight, bias, scale, starts, *factors):
         """`factors`: a and b of each adapter, in turn; `starts`: their first outputs."""
         x_NI = x.reshape(-1, x.shape[-1])
-        y = product(x_NI, weight, bias)
         a = torch.cat([f.to(x.dtype) for f in factors[::2]]) if len(factors) > 2 else factors[0].to(x.dtype)
         h_NR = x_NI.mm(a.t())
-        at = 0
-        for start, b in zip(starts, factors[1::2]):
-            rank = b.shape[1]
-            y[:, start : start + len(b)].addmm_(h_NR[:, at : at + rank], b.to(x.dtype).t(), alpha=scale)
-            at += rank
+        outputs = weight.shape[0]
+        y = product(x_NI, weight, bias, LowRank(h_NR, _stacked(factors[1::2], starts, outputs).to(x.dtype), scale))
         ctx.save_for_backward(x_NI, h_NR, *factors)
         ctx.weight, ctx.scale, ctx.starts, ctx.x_shape = weight, scale, starts, x.shape
         return _not_a_view(y.view(*x.shape[:-1], y.shape[-1]))
@@ -90,7 +114,7 @@ class PackedLora(Function):
         dx = None
         if ctx.needs_input_grad[0]:
             a = torch.cat([f.to(kind) for f in factors[::2]])
-            dx = product_backward(dy_NO, ctx.weight).addmm_(dh_NR, a, alpha=scale).view(ctx.x_shape)
+            dx = product_backward(dy_NO, ctx.weight, LowRank(dh_NR, a.t(), scale)).view(ctx.x_shape)
         gradients = [gradient for pair in zip(da, db) for gradient in pair]
         return dx, None, None, None, None, *(g.to(f.dtype) for g, f in zip(gradients, factors))
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .glue import Unfit, alike, by_columns, ceil_div, column_blocks, dtype_code, is_aligned, long, over_rows, real, row_block, steps, three, whole, wide
+from . import rows
+from .codes import remember
 from .programs import program
 
 SPAN = 64  # tokens that a block of column_sums adds up
@@ -53,22 +55,46 @@ def forward_meta(x, weight, bias, shift, scale, eps, centred):
     return x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
 
-def forward_cuda(launcher, x, weight, bias, shift, scale, eps, centred):
+def forward_cuda(launcher, x, weight, bias, shift, scale, eps, centred, **format):
+    """`format`: constants of the source, and `codes`, where the result is also wanted in 8 bits."""
     x = three(x)
     batch, tokens, cols = x.shape
     y, mean, rstd = forward_meta(x, weight, bias, shift, scale, eps, centred)
+    codes = format.pop("codes", ())
     if y.numel() == 0:
         return y, mean, rstd
     threads, chunks = row_block(cols)
     kind, (weight, bias, shift, scale) = alike(weight, bias, over_rows(shift, x), over_rows(scale, x))
     wanted = program(
-        "norm", DTYPE=dtype_code(x), MDTYPE=kind, VECTOR=is_aligned(x, y, weight, bias, shift, scale), THREADS=threads, CHUNKS=chunks,
-        CENTRED=centred,
+        "norm", DTYPE=dtype_code(x), MDTYPE=kind, VECTOR=is_aligned(x, y, weight, bias, shift, scale, *codes[:1]), THREADS=threads, CHUNKS=chunks,
+        CENTRED=centred, **format,
     )
-    launcher.launch(wanted, "norm_modulate", (batch * tokens, 1), threads, (
-        x, *steps(x), weight, bias, shift, *steps(shift), scale, *steps(scale), y, mean, rstd, whole(tokens), long(cols), real(eps),
+    launcher.launch(wanted, "norm_modulate_codes" if format else "norm_modulate", (batch * tokens, 1), threads, (
+        x, *steps(x), weight, bias, shift, *steps(shift), scale, *steps(scale), y, mean, rstd, whole(tokens), long(cols), real(eps), *codes,
     ), x.device)
     return y, mean, rstd
+
+
+# ---- forward, with the result in 8 bits too --------------------------------
+
+
+def codes_torch(x, weight, bias, shift, scale, eps, centred, fp8, group):
+    y, mean, rstd = forward_torch(x, weight, bias, shift, scale, eps, centred)
+    return y, mean, rstd, *rows.quantise_torch(y.reshape(-1, y.shape[-1]), None, fp8, group)
+
+
+def codes_meta(x, weight, bias, shift, scale, eps, centred, fp8, group):
+    y, mean, rstd = forward_meta(x, weight, bias, shift, scale, eps, centred)
+    return y, mean, rstd, *rows.quantise_meta(y.view(-1, y.shape[-1]), None, fp8, group)
+
+
+def codes_cuda(launcher, x, weight, bias, shift, scale, eps, centred, fp8, group):
+    x = three(x)
+    codes, scales = rows.quantise_meta(x.new_empty(x.shape).view(-1, x.shape[-1]), None, fp8, group)
+    y, mean, rstd = forward_cuda(
+        launcher, x, weight, bias, shift, scale, eps, centred, FORMAT=fp8, ROTATE=rows.digits(group, x.shape[-1]), codes=(codes, scales)
+    )
+    return y, mean, rstd, codes, scales
 
 
 # ---- backward ------------------------------------------------------------
@@ -154,8 +180,13 @@ class NormModulate(torch.autograd.Function):
     """Keeps x, its statistics and the modulation; nothing of the size of y."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, shift, scale, eps, centred):
-        y, mean, rstd = torch.ops.pistachio.norm_modulate(x, weight, bias, shift, scale, eps, centred)
+    def forward(ctx, x, weight, bias, shift, scale, eps, centred, codes_for=None):
+        """`codes_for`: (fp8, group) of the 8-bit product that takes y next, which then finds its codes made."""
+        if codes_for is None:
+            y, mean, rstd = torch.ops.pistachio.norm_modulate(x, weight, bias, shift, scale, eps, centred)
+        else:
+            y, mean, rstd, codes, scales = torch.ops.pistachio.norm_modulate_codes(x, weight, bias, shift, scale, eps, centred, *codes_for)
+            remember(y, codes, scales, *codes_for)
         ctx.save_for_backward(x, mean, rstd, weight, bias, shift, scale)
         ctx.centred = centred
         return y
@@ -178,7 +209,7 @@ class NormModulate(torch.autograd.Function):
                 along, against = torch.ops.pistachio.column_sums(dy, x if ctx.needs_input_grad[4] else None, mean, rstd, weight, bias)
             dshift = _like(along, shift) if ctx.needs_input_grad[3] else None
             dscale = _like(against, scale) if ctx.needs_input_grad[4] else None
-        return dx, None, None, dshift, dscale, None, None
+        return dx, None, None, dshift, dscale, None, None, None
 
 
 def _like(sums: Tensor, vector: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from . import nvrtc
+from . import gemm, nvrtc
 from .glue import MAX_COLUMNS, column_blocks, row_block
 from .programs import Program, program
 
@@ -18,6 +18,10 @@ MAX_SPILL_BYTES = 0
 MAX_SHARED_BYTES = 8192  # a block: never what limits how many blocks a multiprocessor holds
 # A multiprocessor has 65536 registers, and a thread's are handed out by eight: this many leave room for 512 threads.
 MAX_REGISTERS = 128
+# The product's results live in registers: one block of 256 threads has a multiprocessor to itself.
+MAX_GEMM_REGISTERS = 255
+# What a source needs: the oldest target's number.
+LEAST_TARGET = {("gemm", 0): 80, ("gemm", 1): 89}  # (source, FORMAT)
 
 BF16 = 1
 
@@ -43,10 +47,14 @@ def programs(*, wide: bool = True) -> tuple[Program, ...]:
         _columns("rescale", 5120, DTYPE=BF16, ROTATE=4, SOURCE=0),
         program("transpose", THREADS=256, VECTOR=1),
         program("adamw", THREADS=256, VECTOR=1),
+        gemm.plan(rows=4096 if wide else 16, out_code=BF16, vector=True, fp8=False, group=256),
+        gemm.plan(rows=4096 if wide else 16, out_code=BF16, vector=True, fp8=True, group=0),
     )
     if not wide:
         return found
     return found + (
+        gemm.plan(rows=4096, out_code=BF16, vector=True, fp8=False, group=0),
+        _rows("norm", 5120, MDTYPE=BF16, CENTRED=1, FORMAT=0, ROTATE=4),
         program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=256, WARPS=8, ROWS=1, CHUNKS=3),
         _rows("quantise", 5120, FORMAT=1, ROTATE=0),
         _rows("norm", MAX_COLUMNS, MDTYPE=BF16, CENTRED=1),
@@ -60,9 +68,23 @@ def known_targets() -> tuple[str, ...]:
     return tuple(target for target in TARGETS if int(target.removeprefix("sm_").rstrip("a")) in known)
 
 
+def is_for(one: Program, target: str) -> bool:
+    least = LEAST_TARGET.get((one.source, dict(one.constants).get("FORMAT")), 75)
+    return int(target.removeprefix("sm_").rstrip("a")) >= least
+
+
+def most_registers(source: str) -> int:
+    return MAX_GEMM_REGISTERS if source == "gemm" else MAX_REGISTERS
+
+
+def given_bytes(one: Program) -> int:
+    """Shared memory that a block is given at its start, beside what the source declares."""
+    return gemm.pool_bytes(dict(one.constants)["MT"]) if one.source == "gemm" else 0
+
+
 def measure(target: str, wanted: tuple[Program, ...] | None = None) -> list[dict]:
-    """A row for each kernel of each program: {source, constants, target, entry, registers, spill_bytes, ...}."""
+    """A row for each kernel of each program that the target can run: {source, constants, target, entry, registers, given_bytes, ...}."""
     return [
-        {"source": one.source, "constants": dict(one.constants), "target": target, **asdict(resources)}
-        for one in (wanted or programs()) for resources in nvrtc.compile_cubin(one.text, target, one.options)[1]
+        {"source": one.source, "constants": dict(one.constants), "target": target, "given_bytes": given_bytes(one), **asdict(resources)}
+        for one in (wanted or programs()) if is_for(one, target) for resources in nvrtc.compile_cubin(one.text, target, one.options)[1]
     ]

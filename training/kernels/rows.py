@@ -19,7 +19,7 @@ SOURCES = {torch.int32: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
 TILE = 64
 
 
-def _digits(group: int, cols: int) -> int:
+def digits(group: int, cols: int) -> int:
     if group not in DIGITS:
         raise Unfit(f"a rotation of groups of {group}")
     assert group == 0 or cols % group == 0
@@ -53,10 +53,10 @@ def quantise_cuda(launcher, x, fold, fp8, group):
     rows, cols = x.shape
     if codes.numel() == 0:
         return codes, scales.zero_()
-    digits = _digits(group, cols)
+    rotated = digits(group, cols)
     threads, chunks = row_block(cols)
     wanted = program(
-        "quantise", DTYPE=dtype_code(x), VECTOR=is_aligned(x, fold, codes), THREADS=threads, CHUNKS=chunks, FORMAT=fp8, ROTATE=digits
+        "quantise", DTYPE=dtype_code(x), VECTOR=is_aligned(x, fold, codes), THREADS=threads, CHUNKS=chunks, FORMAT=fp8, ROTATE=rotated
     )
     launcher.launch(wanted, "quantise_rows", (rows, 1), threads, (x, long(x.stride(0)), fold, codes, scales, long(cols)), x.device)
     return codes, scales
@@ -87,11 +87,11 @@ def rescale_cuda(launcher, values, row_scale, col_scale, bias, group, dtype):
         return out
     if values.dtype not in SOURCES:
         raise Unfit(f"{values.dtype} sums")
-    digits = _digits(group, cols)
+    rotated = digits(group, cols)
     bias = None if bias is None else bias.float()
     blocks, threads = column_blocks(cols)
     wanted = program(
-        "rescale", DTYPE=dtype_code(out), VECTOR=is_aligned(values, out, col_scale, bias), THREADS=threads, ROTATE=digits,
+        "rescale", DTYPE=dtype_code(out), VECTOR=is_aligned(values, out, col_scale, bias), THREADS=threads, ROTATE=rotated,
         SOURCE=SOURCES[values.dtype],
     )
     launcher.launch(wanted, "rescale_rows", (rows, blocks), threads, (values, row_scale, col_scale, bias, out, long(cols)), out.device)

@@ -74,7 +74,7 @@ def compare(example: Example, got: list[Tensor], want: list[Tensor]) -> tuple[fl
     Codes may differ by one where a value lies between two.
     """
     worst, passed = 0.0, len(got) == len(want)
-    for one, other in zip((t.cpu() for t in got), want):
+    for one, other in zip((t.to(w.device) for t, w in zip(got, want)), want):
         if one.dtype in (torch.int8, torch.uint8) and example.operation != "transpose_bytes":
             passed &= (one.int() - other.int()).abs().max().item() <= 1
         elif one.dtype == E4M3:

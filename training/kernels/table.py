@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable
 
-from . import activation, adamw, gate, norm, rope, rows
+from . import activation, adamw, gate, gemm, norm, rope, rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,16 +19,27 @@ class Operation:
     cuda: Callable | None = None
     library: Callable | None = None
     least_capability: tuple[int, int] = (7, 5)  # of the library's
+    least_for_cuda: tuple[int, int] = (7, 5)
 
     @property
     def implementations(self) -> tuple[str, ...]:
         return tuple(name for name in ("cuda", "library", "torch") if getattr(self, name) is not None)
 
 
+_LORA = dict(
+    schema="(Tensor a, Tensor b, Tensor row_scale, Tensor? col_scale, Tensor? bias, Tensor? t, Tensor? u, float alpha, int group, ScalarType dtype) -> Tensor",
+    torch=gemm.lora_torch, meta=gemm.lora_meta, cuda=gemm.lora_cuda,
+)
+
 OPERATIONS: dict[str, Operation] = {
     "norm_modulate": Operation(
         schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? shift, Tensor? scale, float eps, bool centred) -> (Tensor, Tensor, Tensor)",
         torch=norm.forward_torch, meta=norm.forward_meta, cuda=norm.forward_cuda,
+    ),
+    "norm_modulate_codes": Operation(
+        schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? shift, Tensor? scale, float eps, bool centred, bool fp8, int group) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        torch=norm.codes_torch, meta=norm.codes_meta, cuda=norm.codes_cuda,
     ),
     "norm_modulate_backward": Operation(
         schema="(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? scale, bool centred) -> Tensor",
@@ -83,6 +94,8 @@ OPERATIONS: dict[str, Operation] = {
         schema="(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, ScalarType dtype) -> Tensor",
         torch=rows.product_fp8_torch, meta=rows.product_fp8_meta, library=rows.product_fp8_library, least_capability=(9, 0),
     ),
+    "product_lora_int8": Operation(**_LORA, least_for_cuda=(8, 0)),
+    "product_lora_fp8": Operation(**_LORA, least_for_cuda=(8, 9)),
     "adamw_": Operation(
         schema="(Tensor(a!) p, Tensor g, Tensor(b!) m, Tensor(c!) v, Tensor knobs, Tensor? clip) -> ()",
         torch=adamw.step_torch, meta=adamw.step_meta, cuda=adamw.step_cuda, library=adamw.step_library,

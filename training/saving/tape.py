@@ -92,9 +92,9 @@ class Tape(TorchDispatchMode):
 
     # ---- what runs -------------------------------------------------------
 
-    def product(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def product(self, run: Callable[..., Tensor], *args: Tensor) -> Tensor:
         """A frozen layer as one operation: run again it fetches its weight again, which may have been moved or cast."""
-        return self._call(run, (x,), self._define_product)
+        return self._call(run, args, self._define_product)
 
     def cheap(self, run: Callable, *args) -> Any:
         """A kernel that PyTorch doesn't know as an operation, as cheap to run again as an elementwise one."""

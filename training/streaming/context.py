@@ -19,7 +19,7 @@ from .ring import Ring
 
 log = logging.getLogger("pistachio")
 
-WEIGHT_READERS = ("weight_for_backward", "packed_weight")  # of a model: (module, like) -> its weight
+WEIGHT_READERS = ("weight_for_backward", "packed_weight", "packed_bias")  # of a model: (module, like) -> its weight
 
 
 @contextmanager

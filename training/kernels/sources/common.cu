@@ -208,3 +208,32 @@ __device__ __forceinline__ void rotate(float (&v)[8]) {
     }
 }
 #endif
+
+// A row that the block holds (eight values a thread from 8 (c THREADS + thread), zeros beyond it) to 8 bits: its largest value
+// becomes the format's. FORMAT: 0 int8, 1 e4m3. ROTATE: before that, in groups of 4^ROTATE; 0 for none.
+#if defined(CHUNKS) && defined(FORMAT)
+#define LARGEST (FORMAT ? 448.f : 127.f)
+__device__ __forceinline__ void row_to_codes(float (&v)[CHUNKS][8], float* buffer, u8* codes, float* scale_of_row, i64 cols) {
+    float largest = 0.f;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+#if ROTATE
+        rotate(v[c]);
+#endif
+#pragma unroll
+        for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[c][i]));
+    }
+    largest = block_reduce<true>(largest, buffer);
+    float scale = largest / LARGEST;
+    // A row of subnormal numbers has no finite inverse: it is zero to the format.
+    float up = scale > 1.1754944e-38f ? 1.f / scale : 0.f;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; ++c) {
+        u8 code[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) code[i] = FORMAT ? to_e4m3(v[c][i] * up) : to_int8(v[c][i] * up);
+        store_codes(codes, (i64)(c * THREADS + threadIdx.x) * 8, cols, code);
+    }
+    if (threadIdx.x == 0) *scale_of_row = up > 0.f ? scale : 0.f;
+}
+#endif

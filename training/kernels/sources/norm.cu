@@ -1,10 +1,19 @@
 // LayerNorm or RMSNorm of a row, its affine part and the block's modulation in one pass, and the backward of both.
 //
 // y = (n w + b) (1 + scale) + shift with n = (x - mean) rstd. CHUNKS: groups of eight a thread holds of a row.
-// CENTRED: 1 LayerNorm, 0 RMSNorm. A row is (batch, token); vectors of modulation have strides for both.
+// CENTRED: 1 LayerNorm, 0 RMSNorm. A row is (batch, token); vectors of modulation have strides for both. With FORMAT and ROTATE
+// (row_to_codes) the result is written as codes too, of its rounded values.
 
-KERNEL norm_modulate(const T* x, i64 x_batch, i64 x_token, const M* weight, const M* bias, const M* shift, i64 shift_batch, i64 shift_token,
-                     const M* scale, i64 scale_batch, i64 scale_token, T* y, float* mean, float* rstd, int tokens, i64 cols, float eps) {
+#ifdef FORMAT
+#define NORM_MODULATE norm_modulate_codes
+#define AND_CODES , u8* codes, float* code_scales
+#else
+#define NORM_MODULATE norm_modulate
+#define AND_CODES
+#endif
+
+KERNEL NORM_MODULATE(const T* x, i64 x_batch, i64 x_token, const M* weight, const M* bias, const M* shift, i64 shift_batch, i64 shift_token,
+                     const M* scale, i64 scale_batch, i64 scale_token, T* y, float* mean, float* rstd, int tokens, i64 cols, float eps AND_CODES) {
     __shared__ float buffers[2][THREADS / 32];
     int row = blockIdx.x, batch = row / tokens, token = row % tokens;
     const T* from = x + batch * x_batch + token * x_token;
@@ -58,13 +67,26 @@ KERNEL norm_modulate(const T* x, i64 x_batch, i64 x_token, const M* weight, cons
             for (int i = 0; i < 8; ++i) v[c][i] += m[i];
         }
         store8(to, at, cols, v[c]);
+#ifdef FORMAT
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            T rounded;
+            narrow(v[c][i], rounded);
+            v[c][i] = at + i < cols ? widen(rounded) : 0.f;
+        }
+#endif
     }
+#ifdef FORMAT
+    __shared__ float largest[THREADS / 32];
+    row_to_codes(v, largest, codes + row * cols, code_scales + row, cols);
+#endif
     if (threadIdx.x == 0) {
         mean[row] = centre;
         rstd[row] = inverse;
     }
 }
 
+#ifndef FORMAT
 // dx = rstd (g - mean(g) - n mean(g n)) with g = dy w (1 + scale); without the first mean for RMSNorm.
 KERNEL norm_modulate_backward(const T* dy, i64 dy_batch, i64 dy_token, const T* x, i64 x_batch, i64 x_token, const float* mean,
                               const float* rstd, const M* weight, const M* scale, i64 scale_batch, i64 scale_token, T* dx, int tokens, i64 cols) {
@@ -106,3 +128,4 @@ KERNEL norm_modulate_backward(const T* dy, i64 dy_batch, i64 dy_token, const T* 
         store8(dx + row * cols, (i64)(c * THREADS + threadIdx.x) * 8, cols, g[c]);
     }
 }
+#endif

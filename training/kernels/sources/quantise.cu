@@ -1,15 +1,12 @@
 // Rows to 8 bits: one end of an 8-bit product.
 //
-// FORMAT: 0 int8, 1 e4m3. ROTATE: digits of the rotation (groups of 16, 64 or 256 for 2, 3, 4), before quantising; 0 for
-// none. A row's largest value becomes the format's largest. CHUNKS: groups of eight a thread holds of a row.
-
-#define LARGEST (FORMAT ? 448.f : 127.f)
+// CHUNKS: groups of eight a thread holds of a row; FORMAT and ROTATE as in row_to_codes.
 
 // x may first be multiplied by a factor for each column: the weight's scales, folded into dy.
 KERNEL quantise_rows(const T* x, i64 x_row, const float* fold, u8* codes, float* scales, i64 cols) {
     __shared__ float buffer[THREADS / 32];
     i64 row = blockIdx.x;
-    float v[CHUNKS][8], largest = 0.f;
+    float v[CHUNKS][8];
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
         i64 at = (i64)(c * THREADS + threadIdx.x) * 8;
@@ -20,22 +17,6 @@ KERNEL quantise_rows(const T* x, i64 x_row, const float* fold, u8* codes, float*
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[c][i] *= f[i];
         }
-#if ROTATE
-        rotate(v[c]);
-#endif
-#pragma unroll
-        for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[c][i]));
     }
-    largest = block_reduce<true>(largest, buffer);
-    float scale = largest / LARGEST;
-    // A row of subnormal numbers has no finite inverse: it is zero to the format.
-    float up = scale > 1.1754944e-38f ? 1.f / scale : 0.f;
-#pragma unroll
-    for (int c = 0; c < CHUNKS; ++c) {
-        u8 code[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) code[i] = FORMAT ? to_e4m3(v[c][i] * up) : to_int8(v[c][i] * up);
-        store_codes(codes + row * cols, (i64)(c * THREADS + threadIdx.x) * 8, cols, code);
-    }
-    if (threadIdx.x == 0) scales[row] = up > 0.f ? scale : 0.f;
+    row_to_codes(v, buffer, codes + row * cols, scales + row, cols);
 }
