@@ -73,9 +73,9 @@ def _norm(n, s):
 
 
 def _norm_codes(n, s):
-    x, *rest = _norm(n, s)
+    given = _norm(n, s)
     # Scales are of the rounded result: small, where they are compared with float64's, nothing is rounded.
-    return (x.float() if s == SMALL else x), *rest, False, 256
+    return *(a.float() if s == SMALL and isinstance(a, Tensor) else a for a in given), False, 256
 
 
 def _norm_backward(n, s):
