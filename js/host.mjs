@@ -145,6 +145,13 @@ export function addNode(type, position) {
   return node;
 }
 
+/** @returns {[number, number]} the middle of what is seen of the canvas, in its own units */
+export function middleOfView() {
+  const { ds, canvas } = app.canvas;
+  const box = canvas.getBoundingClientRect();
+  return [box.width / 2 / ds.scale - ds.offset[0], box.height / 2 / ds.scale - ds.offset[1]];
+}
+
 /** The graph as it stands, as the queue button does it. */
 export async function queue() {
   await app.queuePrompt(0, 1);
@@ -184,6 +191,11 @@ export function nodeOf(id) {
 export function inputTip(node, name) {
   const inputs = /** @type {any} */ (node)?.constructor?.nodeData?.input;
   return (inputs?.required?.[name] ?? inputs?.optional?.[name])?.[1]?.tooltip ?? "";
+}
+
+/** After something was put on a node later than it was made: the host lays it out when it draws. */
+export function redraw() {
+  app.canvas.setDirty(true, true);
 }
 
 /** @returns {Record<string, {class_type: string, errors: {type: string, message: string, details: string, extra_info?: any}[]}>} what the server found wrong at the last Run */

@@ -5,17 +5,20 @@
  */
 
 import { signed } from "./history.mjs";
+import { say, sayNumber, spoken } from "./words.mjs";
 
 /**
  * @typedef {object} RunSummary as GET /pistachio/runs gives it
  * @property {string} name
  * @property {string} status finished, running, interrupted, new or unreadable
  * @property {string} family
+ * @property {string} base_file of the base model; empty where nobody knows it
  * @property {string} trigger
  * @property {number} num_pictures
  * @property {number} num_steps
  * @property {number} step
  * @property {number | null} chosen_step
+ * @property {number | null} override_step that a person took instead
  * @property {number[]} checkpoints
  * @property {string | null} verdict
  * @property {number | null} eval_delta_pct
@@ -24,35 +27,44 @@ import { signed } from "./history.mjs";
  * @property {number} size_bytes
  */
 
-/** Every word must stand in the name, the trigger word, the family, the status or the verdict. @param {RunSummary[]} runs @param {string} text */
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+/** @type {Record<string, "runs.status.running" | "runs.status.interrupted" | "runs.status.new">} */
+const STATUS = { running: "runs.status.running", interrupted: "runs.status.interrupted", new: "runs.status.new" };
+
+/** Every word must stand in the name, the trigger word, the base, the status or the verdict. @param {RunSummary[]} runs @param {string} text */
 export function found(runs, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   return runs.filter((run) => {
-    const hay = [run.name, run.trigger, run.family, run.status, run.verdict].join(" ").toLowerCase();
+    const hay = [run.name, run.trigger, run.family, run.base_file, run.status, status(run), run.verdict].join(" ").toLowerCase();
     return words.every((word) => hay.includes(word));
   });
 }
 
 /** @param {number} bytes */
 export function size(bytes) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
   let value = bytes, unit = 0;
-  while (value >= 1000 && unit < units.length - 1) { value /= 1000; unit += 1; }
-  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+  while (value >= 1000 && unit < UNITS.length - 1) { value /= 1000; unit += 1; }
+  const digits = value >= 100 || unit === 0 ? 0 : 1;
+  return `${sayNumber(value, { minimumFractionDigits: digits, maximumFractionDigits: digits })} ${UNITS[unit]}`;
 }
 
 /** @param {number} seconds since 1970 @param {Date} now */
 export function when(seconds, now) {
   const date = new Date(seconds * 1000);
-  const time = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const time = date.toLocaleTimeString(spoken(), { hour: "2-digit", minute: "2-digit" });
   if (date.toDateString() === now.toDateString()) return time;
-  return date.toLocaleDateString([], { day: "numeric", month: "short", ...(date.getFullYear() === now.getFullYear() ? {} : { year: "numeric" }) });
+  return date.toLocaleDateString(spoken(), { day: "numeric", month: "short", ...(date.getFullYear() === now.getFullYear() ? {} : { year: "numeric" }) });
 }
 
-/** @param {RunSummary} run @param {Date} now */
-export function facts(run, now) {
-  const trained = run.status === "finished" ? "" : run.status === "unreadable" ? "unreadable" : `${run.status}, step ${run.step} of ${run.num_steps}`;
-  return [run.family, run.trigger, when(run.modified, now), trained].filter(Boolean).join(" · ");
+/** @param {RunSummary} run the base model: its file where that is known, else its family */
+export function base(run) {
+  return run.base_file.replace(/\.[a-z]+$/i, "") || run.family;
+}
+
+/** @param {RunSummary} run empty for one that is finished */
+export function status(run) {
+  const key = STATUS[run.status];
+  return key ? say(key, { step: String(run.step), steps: String(run.num_steps) }) : run.status === "unreadable" ? say("runs.status.unreadable") : "";
 }
 
 /** @param {RunSummary} run */
