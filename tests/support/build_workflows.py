@@ -164,10 +164,10 @@ def training(graph, model, encoded, *, x: int, run_name: str, run=None):
     (evaluation,) = graph.add("PistachioEvaluationSettings", (x, 555), (320, 160))
     (optimizer,) = graph.add("PistachioOptimizerSettings", (x + 370, 0), (320, 490))
     trained = graph.add(
-        "PistachioTrainLora", (x + 740, 0), (520, 780), model=model, encoded=encoded, adapter=adapter, optimizer=optimizer,
+        "PistachioTrainLora", (x + 740, 0), (520, 980), model=model, encoded=encoded, adapter=adapter, optimizer=optimizer,
         evaluation=evaluation, run_name=run_name, **({"continue_run": run} if run else {}),
     )
-    graph.group("3  Train", (x - 30, -110, 1320, 960), BROWN)
+    graph.group("3  Train", (x - 30, -110, 1320, 1160), BROWN)
     return trained
 
 
