@@ -44,7 +44,7 @@ export function spoken() {
  * @template {Key} K @param {K} key @param {Values<typeof en[K]>} values @returns {string}
  */
 export function say(key, ...values) {
-  return filled(words[key], values[0] ?? {});
+  return filled(words[key] ?? key, values[0] ?? {});
 }
 
 /**

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..bridge.routes import add_routes
+from ..bridge.scripts import keep_scripts_fresh
 from ..bridge.templates import sort_templates
 from .caption import CaptionDataset, CaptionOptionsNode, LoadJoyCaption
 from .caption_rules import CaptionHistoryNode, CaptionRulesNode
@@ -64,4 +65,5 @@ class PistachioExtension(ComfyExtension):
         # Here, because on_load is not called by every ComfyUI that the pack supports.
         add_routes()
         sort_templates()
+        keep_scripts_fresh()
         return NODES

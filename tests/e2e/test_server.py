@@ -1,5 +1,8 @@
 """The live server comes up with the pack in it, says nothing bad about it, and generates with every tiny family."""
 
+import urllib.error
+import urllib.request
+
 import pytest
 
 from support import tiny_models
@@ -18,6 +21,16 @@ def test_the_pack_loads_without_a_word_of_complaint(server):
     assert "Starting server" in log and "IMPORT FAILED" not in log
     complaints = [line for line in log.splitlines() if "pistachio" in line.lower() and any(word in line for word in ("WARN", "ERROR", "Warning", "Error"))]
     assert complaints == []
+
+
+def test_a_page_never_mixes_scripts_of_two_versions(server):
+    for name in ("pistachio.js", "words.mjs", "words/zh.mjs"):
+        with urllib.request.urlopen(f"{server.url}/extensions/pistachio/{name}", timeout=60) as answer:
+            assert answer.headers["Cache-Control"] in ("no-cache", "no-store"), name
+        asked = urllib.request.Request(answer.url, headers={"If-None-Match": answer.headers["ETag"]})
+        with pytest.raises(urllib.error.HTTPError) as unchanged:  # what is still the same is not sent again
+            urllib.request.urlopen(asked, timeout=60)
+        assert unchanged.value.code == 304
 
 
 @pytest.mark.parametrize("family", tiny_models.FILES)
