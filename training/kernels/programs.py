@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ...dataset.files import atomic_write_bytes
+from ..errors import PistachioError
 from . import nvrtc
 from .nvrtc import Resources
+
+logger = logging.getLogger("pistachio")
 
 SOURCES = Path(__file__).resolve().parent / "sources"
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -67,8 +71,11 @@ def build(wanted: Program, target: str, folder: Path | None) -> Binary:
     if kept is not None:
         return kept
     code, resources = nvrtc.compile_cubin(wanted.text, target, wanted.options)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, _packed(code, resources))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, _packed(code, resources))
+    except (OSError, PistachioError) as error:  # a full disk; on Windows also another ComfyUI that reads the file right now
+        logger.warning("A compiled kernel can't be kept, so it is compiled again the next time: %s", error)
     return Binary(code=code, resources=resources, from_cache=False)
 
 
@@ -89,5 +96,5 @@ def _read(path: Path) -> Binary | None:
         if told["sha256"] != hashlib.sha256(code).hexdigest():
             return None
         return Binary(code=code, resources=tuple(Resources(**r) for r in told["resources"]), from_cache=True)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
