@@ -2,14 +2,15 @@
 
     python dev.py bench kernels [--json FILE] [--targets sm_90,sm_120]
 
-Registers and spills are the assembler's; errors are of the kernels' own assembly, run on the CPU over small shapes. No time
-is measured: that is gpu_suite's, on a card.
+Registers and spills are the assembler's; errors are of the kernels' own assembly, run on the CPU over small shapes. The one
+time that is measured is the compiler's, for all of a card's kernels: theirs are gpu_suite's, on a card.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -25,20 +26,54 @@ def parse() -> argparse.Namespace:
 
 
 def errors() -> dict[str, float]:
-    """Entry function -> largest relative error over its cases."""
+    """Entry function -> largest relative error over the examples that start it, by the interpreter of the kernels' assembly."""
     import torch
-    from gpu_kernels import CASES, SMALL, max_error
+    from pistachio.training.kernels.examples import EXAMPLES
+    from pistachio.training.kernels.selftest import check
     from pistachio.training.kernels.table import OPERATIONS
+    from support.ptx import Interpreter
 
     found: dict[str, float] = {}
-    for name, case in CASES.items():
-        error, passed = max_error(case, torch.device("cpu"), SMALL)
+
+    class Listening:
+        """The interpreter, and which entry functions an example starts."""
+
+        def __init__(self):
+            self.inner, self.entries = Interpreter(), set()
+
+        def launch(self, program, entry, *arguments, **options):
+            self.entries.add(entry)
+            return self.inner.launch(program, entry, *arguments, **options)
+
+    for example in EXAMPLES:
+        if OPERATIONS[example.operation].cuda is None:
+            continue
+        launcher = Listening()
+        error, passed = check(example, "cuda", launcher, torch.device("cpu"))
         if not passed:
-            raise SystemExit(f"{name}: error {error:.1e} is beyond its bound")
-        entry = case.operation.rstrip("_")
-        assert case.operation in OPERATIONS
-        found[entry] = max(error, found.get(entry, 0.0))
+            raise SystemExit(f"{example.name}: error {error:.1e} is beyond its bound")
+        for entry in launcher.entries:
+            found[entry] = max(error, found.get(entry, 0.0))
     return found
+
+
+def compile_seconds(target: str) -> dict[str, float]:
+    """For one card: what a training step's kernels take to compile the first time, and to read back from the folder."""
+    import tempfile
+
+    from pistachio.training.kernels.programs import build
+    from pistachio.training.kernels.resources import is_for, programs
+
+    wanted = [one for one in programs(wide=False) if is_for(one, target)]  # one of each source, as a run needs them
+    with tempfile.TemporaryDirectory() as folder:
+        times = []
+        for _ in range(2):
+            began, worked = time.perf_counter(), time.process_time()
+            kept = [build(one, target, Path(folder)).from_cache for one in wanted]
+            times.append((time.perf_counter() - began, time.process_time() - worked))
+        assert all(kept)
+        size_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return {"programs": len(wanted), "compile_s": times[0][0], "compile_processor_s": times[0][1], "from_folder_s": times[1][0], "folder_bytes": size_bytes}
 
 
 def main() -> int:
@@ -58,7 +93,7 @@ def main() -> int:
         write_json(options.json, {"skipped": True, "reason": str(missing)})
         return 0
     wanted = tuple(word for word in options.targets.split(",") if word) or TARGETS
-    by_entry, rows, failed = errors(), [], False
+    by_entry, rows, compiling, failed = errors(), [], [], False
     for target in wanted:
         if target not in known:
             rows.append({"arch": target, "compiled": False, "reason": f"NVRTC {nvrtc.version()} doesn't know it"})
@@ -77,7 +112,10 @@ def main() -> int:
                 "shared_bytes": row["shared_bytes"], "constants": row["constants"], "max_rel_err": by_entry[row["entry"]],
             })
             print(f"{target:8} {row['entry']:24} {row['registers']:4} registers {row['spill_bytes']:4} B spilled {row['shared_bytes']:6} B shared  error {by_entry[row['entry']]:.1e}")
-    write_json(options.json, {"torch_version": torch.__version__, "nvrtc": ".".join(map(str, nvrtc.version())), "kernels": rows})
+        compiling.append({"arch": target, **compile_seconds(target)})
+        told = compiling[-1]
+        print(f"{target:8} {told['programs']} programs: {told['compile_s']:.2f} s to compile ({told['compile_processor_s']:.2f} s of a processor), {told['from_folder_s'] * 1e3:.0f} ms from the folder, {told['folder_bytes'] / 1e3:.0f} kB")
+    write_json(options.json, {"torch_version": torch.__version__, "nvrtc": ".".join(map(str, nvrtc.version())), "compiling": compiling, "kernels": rows})
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""Networks for the GPU suite: every family small, and three at full size, with random weights made on the device.
+"""Networks for the GPU suite: every family small, and four at full size, with random weights made on the device.
 
 They are objects of ComfyUI's own classes under its ModelPatcher, with captions of random numbers, so that neither files
 nor text encoders are needed. Knows sizes; knows nothing of what is measured.
@@ -56,6 +56,15 @@ def full_networks() -> dict[str, Network]:
                 qkv_bias=True, guidance_embed=True,
             ),
         ),
+        # SD3.5 large: the width is 64 x depth.
+        "sd35": Network(
+            config_class="SD3", latent_shape=(1, 16, 128, 128), caption_shape=(1, 154, 4096), pooled_width=2048,
+            network=dict(
+                in_channels=16, out_channels=16, patch_size=2, depth=38, input_size=None, adm_in_channels=2048, num_patches=36864,
+                pos_embed_max_size=192, pos_embed_scaling_factor=None, qk_norm="rms", x_block_self_attn_layers=[],
+                context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 2432}},
+            ),
+        ),
         "wan14b": Network(
             config_class="WAN21_T2V", latent_shape=(1, 16, 1, 128, 128), caption_shape=(1, 512, 4096),
             network=dict(
@@ -67,7 +76,7 @@ def full_networks() -> dict[str, Network]:
 
 
 # What a rehearsal puts in a full-size network's place.
-REHEARSED_BY = {"sdxl": "sdxl", "flux": "flux", "wan14b": "wan21"}
+REHEARSED_BY = {"sdxl": "sdxl", "flux": "flux", "sd35": "sd3", "wan14b": "wan21"}
 
 
 def is_known(network: Network) -> bool:

@@ -1,194 +1,206 @@
-"""Step time and peak memory at full size on the card: ours, ComfyUI's built-in trainer, and PEFT.
+"""Step time and peak memory of the arms over a network, each measured for itself in one process.
 
-One process measures one arm over one network, so that neither a peak nor an out-of-memory leaks into the next. A
-rehearsal runs the same code over small networks on the CPU and returns that it ran, without a figure.
+Arms take turns: each is built, warmed up, measured for some steps and taken down, then the next round begins. What stays on
+the card after an arm is told, and a process that can't get rid of it ends (the suite starts another). A rehearsal runs the
+same code over small networks on the CPU and returns that it ran, without a figure.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from bench_arms import LEARNING_RATE, BuiltIn, Ours, Planned, StepClock, Workload, _OnHostModel
+from bench_arms import Planned, Workload
+from gpu_arms import ARMS, Arm, Own, forget_compiled, levers, why_unavailable
+from gpu_card import MEASURED, WARMUP, DeviceClock, clocks
 from gpu_models import REHEARSED_BY, Network, build_patcher, captions, full_networks, latents, small_networks
+from gpu_results import summary
 
 RANK = 32
+REHEARSED_TOKENS = 16  # of a caption
 PICTURES = 4
-WARMUP = 5
-MEASURED = 20
-
-
-class DeviceClock(StepClock):
-    """Marks with CUDA events, which the card stamps itself; seconds once the last has passed."""
-
-    def _now(self):
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def seconds(self, warmup: int) -> list[float]:
-        torch.cuda.synchronize()
-        marks = self.marks[warmup:]
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
-
-
-class Peft(_OnHostModel):
-    """PEFT's LoRA injected into the same layers, eager, with the same batches, blocks checkpointed and AdamW."""
-
-    def run(self, steps: int, clock: StepClock | None = None) -> StepClock:
-        from peft import LoraConfig, inject_adapter_in_model
-        from pistachio.training.batches import BatchPlan, micro_batches
-        from pistachio.training.saving import saved_blocks
-        from pistachio.training.objective import prediction_error
-        from pistachio.training.timesteps import resolve
-
-        clock = clock or StepClock()
-        model, network, batch = self.model, self.model.network, self.workload.batch
-        plan = BatchPlan(self.items, batch=batch, seed=1, prior_fraction=0.0, distribution=resolve("auto", is_flow=model.is_flow))
-        with model.training():
-            network.requires_grad_(False)
-            names = [path for path, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
-            config = LoraConfig(r=self.workload.rank, lora_alpha=self.workload.rank, target_modules=names)
-            inject_adapter_in_model(config, network)
-            parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
-            with saved_blocks(model, "blocks"):
-                for step in range(1, steps + 1):
-                    samples = plan.samples(step)
-                    for group in micro_batches(samples, batch):
-                        place = lambda tensors: torch.cat(tensors).to(model.device)
-                        sigma = model.sigma_at(torch.stack([sample.t for sample in group]))
-                        errors = prediction_error(
-                            model, place([s.item.latents for s in group]), place([s.noise for s in group]), sigma,
-                            [s.condition for s in group],
-                        )
-                        (errors.sum() / len(samples)).backward()
-                    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    clock.mark()
-        return clock
-
-
-def _bypass(workload: Workload) -> BuiltIn:
-    return BuiltIn(workload, bypass_mode=True, checkpoint_depth=2)
-
-
-ARMS = {
-    "ours": lambda workload: Ours(workload),
-    "ours, products kept": lambda workload: Ours(workload, keep="products"),
-    "ours, attention kept": lambda workload: Ours(workload, keep="attention"),
-    "ours, blocks checkpointed": lambda workload: Ours(workload, keep="blocks"),
-    "ours, planned for 16 GB": lambda workload: Planned(workload, limit_gb=16.0),
-    "ours, planned for 12 GB": lambda workload: Planned(workload, limit_gb=12.0),
-    "built-in, default": lambda workload: BuiltIn(workload),
-    "built-in, bypass, depth 2": _bypass,
-    "PEFT eager, blocks checkpointed": lambda workload: Peft(workload),
-}
-NEEDS_INPUT = {"built-in, bypass, depth 2": "bypass_mode"}  # of the built-in node, which 0.3.75 lacks
+WARMUP_STEPS, ROUND_STEPS = 4, 10  # of an arm, each round
+LEFT_BYTES = 1 << 30  # after an arm: more is somebody's leak
+ABLATED, ABLATED_LAYERS = "wan14b", 8  # the width of Wan-14B, and as many of its 40 blocks
 
 
 def network_for(name: str, *, rehearse: bool) -> Network:
-    return small_networks()[REHEARSED_BY[name]] if rehearse else full_networks()[name]
+    if not rehearse:
+        return full_networks()[name]
+    small = small_networks()[REHEARSED_BY[name]]
+    return replace(small, caption_shape=(1, REHEARSED_TOKENS, small.caption_shape[2]))
 
 
-def workload_for(name: str, device: torch.device, *, rehearse: bool) -> Workload:
-    network = network_for(name, rehearse=rehearse)
+def ablated_network(*, rehearse: bool) -> Network:
+    whole = network_for(ABLATED, rehearse=rehearse)
+    return whole if rehearse else replace(whole, network=whole.network | {"num_layers": ABLATED_LAYERS})
+
+
+def workload_for(network: Network, device: torch.device, *, precision: str = "bf16") -> Workload:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Workload(
-        model=build_patcher(network, device=device, dtype=torch.bfloat16), latents=latents(network, PICTURES),
-        captions=captions(network, PICTURES), batch=1, rank=RANK, precision="bf16",
+        model=build_patcher(network, device=device, dtype=dtype), latents=latents(network, PICTURES), captions=captions(network, PICTURES), batch=1,
+        rank=RANK, precision=precision,
     )
 
 
-def unavailable(arm: str) -> str | None:
-    """Why this host or environment has no such arm."""
-    import comfy_extras.nodes_train as nodes_train
+class Measurer:
+    """One process's work over a network; `left_bytes`: what is still on the card after the last arm."""
 
-    needed = NEEDS_INPUT.get(arm)
-    if needed and needed not in {entry.id for entry in nodes_train.TrainLoraNode.define_schema().inputs}:
-        return f"this ComfyUI's Train LoRA has no {needed}"
-    if arm.startswith("PEFT"):
+    def __init__(self, network: Network, arms: dict[str, Arm], device: torch.device, *, rehearse: bool, predicts: bool = True):
+        self.network, self.arms, self.device, self.rehearse, self.predicts = network, arms, device, rehearse, predicts
+        self.left_bytes = 0
+
+    def measure(self, name: str) -> dict:
+        """A row; nothing of the arm is left on the card when it returns, or `left_bytes` says what."""
+        from pistachio.training.errors import PistachioError
+
+        arm = self.arms[name]
+        reason = why_unavailable(arm)
+        if reason:
+            return {"arm": name, "unavailable": reason}
         try:
-            import peft  # noqa: F401
-        except ImportError:
-            return "peft is not installed (pip install peft)"
-    return None
+            row = self._measured(arm)
+        except PistachioError as error:  # no plan fits the limit, no such attention
+            row = {"unavailable": str(error)}
+        except torch.OutOfMemoryError as error:
+            row = {"out_of_memory": str(error).splitlines()[0]}
+        except Exception as error:  # one arm must not hide the others
+            row = {"failed": f"{type(error).__name__}: {str(error).strip()[-1500:]}"}
+        self._take_down()
+        return {"arm": name, "ours": arm.ours, "bits": arm.bits, **row}
+
+    def _measured(self, arm: Arm) -> dict:
+        began = time.perf_counter()
+        trainer = arm.make(workload_for(self.network, self.device))
+        if self.rehearse:
+            marks = len(trainer.run(2).steps())
+            prediction = _prediction(trainer, None) if self.predicts else {}
+            return {"rehearsed": marks == 1 and prediction.get("peak_predicted", True), **_told(trainer), **prediction}
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        base_bytes = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        built_s = time.perf_counter() - began
+        clock = DeviceClock()
+        trainer.run(WARMUP_STEPS + ROUND_STEPS, clock)
+        told = clocks(self.device)
+        steps = clock.seconds(WARMUP_STEPS)
+        peak_bytes = torch.cuda.max_memory_allocated()
+        return {
+            "times_s": [steps], **summary([steps]), "first_step_s": clock.marks[0].elapsed_time(clock.marks[1]) / 1e3, "built_s": built_s,
+            "total_s": time.perf_counter() - began, "base_gib": base_bytes / 2**30, "peak_gib": peak_bytes / 2**30, "clocks": [told],
+            **_told(trainer), **_prediction(trainer, peak_bytes),
+        }
+
+    def _take_down(self) -> None:
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        comfy.model_management.current_loaded_models.clear()
+        forget_compiled()
+        if self.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.left_bytes = torch.cuda.memory_allocated()
+
+    @property
+    def is_clean(self) -> bool:
+        return self.left_bytes < LEFT_BYTES
 
 
-def predicted_bytes(arm: Ours) -> int:
-    """The peak that the planner predicts for an arm of ours, the base's weights included."""
+def _told(trainer) -> dict:
+    notes = list(getattr(trainer, "notes", ()))
+    return {**getattr(trainer, "told", {}), **({"notes": notes} if notes else {})}
+
+
+def predicted_bytes(trainer) -> int | None:
+    """The peak that the planner predicts for an arm of ours, the base's weights included; None where it plans no such thing."""
     from pistachio.bridge.planning import Planner
     from pistachio.training.config.memory import MemoryConfig
     from pistachio.training.memory.estimate import predict
     from pistachio.training.memory.plan import MemoryPlan
 
-    if isinstance(arm, Planned):
-        return arm.plan.phases["step"]
-    config = arm.config(targets=arm.targets)
-    planner = Planner(arm.workload.model, arm.items, config, MemoryConfig(), device=arm.model.device, has_held_out=False, limit=1)
-    return predict(MemoryPlan(batch_size=config.batch_size, accumulation=1, keep=arm.keep), planner.facts).phases["step"]
-
-
-def _prediction(arm: Ours, peak_bytes: int | None) -> dict:
-    """Beside a measured peak; of a rehearsal only that there was one."""
-    predicted = predicted_bytes(arm)
-    if peak_bytes is None:
-        return {"peak_predicted": predicted > 0}
-    said = {"predicted_peak_gib": predicted / 2**30, "peak_over_predicted": peak_bytes / predicted}
-    return said | ({"plan": words_of_plan(arm)} if isinstance(arm, Planned) else {})
-
-
-def words_of_plan(arm: Planned) -> str:
-    from pistachio.training.memory.plan import words_of
-
-    return words_of(arm.plan)
-
-
-def measure_arm(name: str, arm: str, device: torch.device, *, rehearse: bool) -> dict:
-    """Figures of one arm on a card; in a rehearsal only that it ran."""
-    reason = unavailable(arm)
-    if reason:
-        return {"network": name, "arm": arm, "unavailable": reason}
-    from pistachio.training.errors import PistachioError
-
-    try:
-        trainer = ARMS[arm](workload_for(name, device, rehearse=rehearse))
-    except PistachioError as error:  # no plan fits the limit
-        return {"network": name, "arm": arm, "unavailable": str(error)}
-    is_ours = isinstance(trainer, Ours)
-    if rehearse:
-        marks = len(trainer.run(2).steps())
-        prediction = _prediction(trainer, None) if is_ours else {}
-        return {"network": name, "arm": arm, "rehearsed": marks == 1 and prediction.get("peak_predicted", True), **prediction}
-    torch.cuda.synchronize()
-    base_bytes = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    clock = DeviceClock()
-    try:
-        trainer.run(WARMUP + MEASURED, clock)
-    except torch.OutOfMemoryError as error:
-        return {"network": name, "arm": arm, "out_of_memory": str(error).splitlines()[0]}
-    steps = clock.seconds(WARMUP)
-    first = clock.marks[0].elapsed_time(clock.marks[1]) / 1e3
-    peak_bytes = torch.cuda.max_memory_allocated()
     if isinstance(trainer, Planned):
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    return {
-        "network": name, "arm": arm, "step_s": statistics.median(steps), "step_s_range": [min(steps), max(steps)],
-        "first_step_s": first, "num_steps": len(steps), "total_s": time.perf_counter() - start,
-        "base_gib": base_bytes / 2**30, "peak_gib": peak_bytes / 2**30,
-        **(_prediction(trainer, peak_bytes) if is_ours else {}),
-    }
+        return trainer.plan.phases["step"]
+    if not isinstance(trainer, Own) or trainer.setup.streamed_share or trainer.setup.keep_in_ram or trainer.setup.compile != "off":
+        return None
+    setup, config = trainer.setup, trainer.config()
+    planner = Planner(trainer.workload.model, trainer.items, config, MemoryConfig(), device=trainer.model.device, has_held_out=False, limit=1)
+    places = dict(optimizer_state=setup.optimizer_place, weight_average=setup.optimizer_place)
+    return predict(MemoryPlan(batch_size=config.batch_size, accumulation=1, keep=setup.keep, **places), planner.facts).phases["step"]
 
 
-def count_flops(name: str, device: torch.device, *, rehearse: bool) -> dict:
+def _prediction(trainer, peak_bytes: int | None) -> dict:
+    """Beside a measured peak; of a rehearsal only that there was one."""
+    try:
+        predicted = predicted_bytes(trainer)
+    except Exception as error:  # a network that can't be traced costs its prediction, not its time
+        return {"not_predicted": f"{type(error).__name__}: {str(error)[:200]}"}
+    if predicted is None:
+        return {}
+    return {"peak_predicted": predicted > 0} if peak_bytes is None else {"predicted_peak_gib": predicted / 2**30, "peak_over_predicted": peak_bytes / predicted}
+
+
+def arms_of(part: str) -> dict[str, Arm]:
+    return levers() if part == "ablation" else ARMS
+
+
+def run_part(
+    part: str, names: list[str], device: torch.device, *, rehearse: bool, begin: Callable[[str], None], emit: Callable[[str, dict], None],
+    has_time: Callable[[float], bool], seconds: dict[str, float], first_seconds: float = 0.0, predicts: bool = True,
+) -> bool:
+    """`names`: arms in the order in which they are to be measured; a name may come again, for another round. False: begin a new process.
+
+    `seconds`: what an arm took before, where it is known; `has_time(seconds)`: is there so much left?"""
+    network = ablated_network(rehearse=rehearse) if part == "ablation" else network_for(part, rehearse=rehearse)
+    arms = arms_of(part)
+    measurer, longest = Measurer(network, arms, device, rehearse=rehearse, predicts=predicts), first_seconds
+    for name in names:
+        begin(name)
+        expected = 0.0 if rehearse else seconds.get(name, longest)
+        if not has_time(expected):
+            emit(name, {"arm": name, "skipped": f"no time left for about {expected:.0f} s"})
+            continue
+        before = time.perf_counter()
+        if name == FLOPS:
+            row = count_row(network, device, rehearse=rehearse)
+        else:
+            row = measurer.measure(name)
+        longest = max(longest, time.perf_counter() - before)
+        emit(name, row)
+        if not measurer.is_clean:
+            return False
+    return True
+
+
+# ---- what a step costs ---------------------------------------------------
+
+FLOPS = "flops"
+
+
+def count_row(network: Network, device: torch.device, *, rehearse: bool) -> dict:
+    counted = count_flops(network, device)
+    rate = matmul_flop_per_s(device, rehearse=rehearse)
+    if rehearse:
+        return {"arm": FLOPS, "rehearsed": counted["forward_flop"] > counted["attention_flop"] > 0 and rate is None}
+    return {"arm": FLOPS, **counted, "matmul_flop_per_s": rate, "clocks": [clocks(device)]}
+
+
+def count_flops(network: Network, device: torch.device) -> dict:
     """Of one training step at batch 1 without recompute: two passes over frozen layers, 3.5 over attention."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    arm = Ours(workload_for(name, device, rehearse=rehearse))
+    from bench_arms import Ours
+
+    arm = Ours(workload_for(network, device))
     item = arm.items[0]
     # The CPU's attention, which the counter does not know.
     extra = {
@@ -205,17 +217,23 @@ def count_flops(name: str, device: torch.device, *, rehearse: bool) -> dict:
 
 
 def matmul_flop_per_s(device: torch.device, *, rehearse: bool) -> float | None:
-    """The card's own rate for a large bf16 product of random numbers; None in a rehearsal."""
+    """The card's own rate for a large bf16 product of random numbers, back to back as in a step; None in a rehearsal."""
     size = 64 if rehearse else 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
-    if rehearse:
+    if device.type != "cuda":
         return None
     clock = DeviceClock()
-    for _ in range(MEASURED):
+    for _ in range(WARMUP + MEASURED):
         a @ b
         clock.mark()
     return 2 * size**3 / statistics.median(clock.seconds(WARMUP))
 
 
+def add_utilisation(rows: list[dict]) -> None:
+    """Model FLOP utilisation: a step's FLOPs without recompute, over its time at the card's measured matmul rate."""
+    flops = next((row for row in rows if "forward_flop" in row), None)
+    for row in rows:
+        if flops and "step_s" in row:
+            row["mfu"] = flops["step_flop"] / (row["step_s"] * flops["matmul_flop_per_s"])

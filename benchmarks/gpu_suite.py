@@ -1,9 +1,11 @@
-"""What only a graphics card can show: whether the kernels pay, training is right on CUDA for every family, and how fast it is.
+"""What only a graphics card can show: whether the kernels pay, how fast a whole step is beside every peer, and that training is right.
 
-    python dev.py bench gpu_suite [--json FILE] [--only questions,kernels,correctness,speed,flux,...] [--require-gpu] [--rehearse]
+    python dev.py bench gpu_suite --json FILE [--only PART,...] [--rows NAME;NAME] [--budget SECONDS] [--fresh] [--rehearse] [--require-gpu]
+    python benchmarks/gpu_suite.py --comfyui PATH --check          is everything there that a machine without a network needs?
 
-It needs no server. Without a card it measures nothing and says so. A rehearsal runs every line of it on the CPU over small
-networks and writes which parts ran, never a time or a size.
+Parts: questions, kernels, wan14b, flux, sdxl, sd35, ablation, loss, correctness. A call ends within its budget, and FILE is written
+after every row: the same call again goes on with the rows that are missing. A rehearsal runs every line small on the CPU and
+writes which rows ran, never a time or a size.
 """
 
 from __future__ import annotations
@@ -12,209 +14,259 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
+from queue import Empty, Queue
 
-from bench_support import booted_host, environment, load_packages, write_json
+from bench_support import ROOT, booted_host, environment, load_packages, write_json
+from gpu_parts import NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
+from gpu_results import Results
 
 NO_DEVICE = "NO CUDA DEVICE: nothing was measured"
-SECTIONS = ("questions", "kernels", "correctness", "speed")
-EXIT_FAILED, EXIT_NO_GPU = 1, 3
+EXIT_FAILED, EXIT_USAGE, EXIT_NO_GPU = 1, 2, 3
+BUDGET_SECONDS, REHEARSAL_SECONDS = 560.0, 3600.0
+GRACE_SECONDS = 20.0  # of the budget: for a worker to end by itself, and for this process to write
+CARD_RESULTS = ROOT / "benchmarks" / "results"
+RECORD = "\x1e"  # before each line of a worker that is a record
+# Of a machine without a network: what the host imports, and what single arms need.
+NEEDED = ("torch", "transformers", "safetensors", "einops", "torchsde", "aiohttp", "yaml", "PIL", "scipy", "psutil", "av", "spandrel", "kornia", "sqlalchemy", "alembic")
+WANTED = {"peft": "the arms of PEFT and W8A8", "triton": "compiled arms", "bitsandbytes": "the arms of nf4"}
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--comfyui", type=Path, required=True, help="a ComfyUI checkout")
-    parser.add_argument("--json", type=Path, help="write the result here")
-    parser.add_argument("--only", default="", help="comma-separated: questions, kernels, correctness, speed, and names of families, networks or operations")
+    parser.add_argument("--json", type=Path, help="write the result here after every row, and go on from what it holds")
+    parser.add_argument("--only", default="", help=f"comma-separated parts: {', '.join(PARTS)}")
+    parser.add_argument("--rows", default="", help="names of rows or of operations, separated by semicolons; all")
+    parser.add_argument("--budget", type=float, help=f"seconds that this call may take ({BUDGET_SECONDS:.0f})")
+    parser.add_argument("--fresh", action="store_true", help="measure again what FILE holds")
     parser.add_argument("--require-gpu", action="store_true", help=f"without a card, exit with {EXIT_NO_GPU}")
     parser.add_argument("--rehearse", action="store_true", help="run every part small on the CPU; measures nothing")
-    parser.add_argument("--arm", help=argparse.SUPPRESS)  # NETWORK|ARM, in a process of its own
+    parser.add_argument("--check", action="store_true", help="only say what is missing here")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # JSON of what a process of its own is to do
     return parser.parse_args()
 
 
-def chosen(only: str) -> tuple[set[str], set[str]]:
-    """Sections and names; an empty choice of either means all of it."""
-    words = {word.strip() for word in only.split(",") if word.strip()}
-    return (words & set(SECTIONS)) or set(SECTIONS), words - set(SECTIONS)
+# ---- a worker ------------------------------------------------------------
 
 
-def run_questions(device, *, rehearse: bool) -> list[dict]:
-    from gpu_kernels import QUESTIONS, answer
-
-    rows = []
-    for name in QUESTIONS:
-        try:
-            rows.append(answer(name, device, rehearse=rehearse))
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:  # one question must not hide the others
-            rows.append({"question": name, "failed": f"{type(error).__name__}: {error}"})
-        told = {key: value for key, value in rows[-1].items() if key != "question"}
-        print(f"question  {name}: {json.dumps(told)}", flush=True)
-    return rows
-
-
-def run_kernels(device, names: set[str], *, rehearse: bool) -> list[dict]:
-    from gpu_kernels import CASES, copy_bandwidth, measure_kernel
-
-    rows, bandwidth = [], copy_bandwidth(device, rehearse=rehearse)
-    if bandwidth:
-        print(f"kernel  a copy moves {bandwidth / 1e9:.0f} GB/s", flush=True)
-    for name, case in CASES.items():
-        if names and case.operation not in names:
-            continue
-        try:
-            rows.append(measure_kernel(name, device, bandwidth, rehearse=rehearse))
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-            rows.append({"kernel": name, "passed": False, "failed": f"{type(error).__name__}: {error}"})
-        told = {key: value for key, value in rows[-1].items() if key != "kernel"}
-        print(f"kernel  {name}: {json.dumps(told)}", flush=True)
-    return rows if not bandwidth else [{"copy_bytes_per_s": bandwidth}, *rows]
-
-
-def card() -> dict:
-    """What the figures depend on, as the driver tells it."""
+def work(options: argparse.Namespace) -> int:
+    """In a process of its own: rows of one part, each given as it comes."""
     import torch
 
-    asked = "driver_version,power.limit,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem"
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True)
-    told = dict(zip(asked.split(","), (word.strip() for word in done.stdout.splitlines()[0].split(",")))) if done.returncode == 0 and done.stdout else {}
-    return {"capability": list(torch.cuda.get_device_capability()), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), **told}
+    given = json.loads(options.worker)
+    device = torch.device("cpu" if options.rehearse else "cuda", *([] if options.rehearse else [0]))
+    torch.backends.cudnn.allow_tf32 = False  # fp32 checks are of fp32
+    tell = lambda kind, name, row=None: print(RECORD + json.dumps([kind, name, row]), flush=True)
+    with booted_host(options.comfyui, cpu=options.rehearse) as host:
+        tell("host", "", environment(host))
+        run(Asked(
+            part=given["part"], names=given["names"], device=device, rehearse=options.rehearse, deadline=time.monotonic() + given["seconds_left"],
+            begin=lambda name: tell("begin", name), emit=lambda name, row: tell("row", name, row), seconds=given["seconds"], known=given["known"],
+        ))
+    return 0
 
 
-def run_correctness(device, names: set[str]) -> list[dict]:
-    from gpu_correctness import check_family
-    from gpu_models import is_known, small_networks
+class Worker:
+    """A child process; its records come through `records` until `None`."""
 
-    results = []
-    for family, network in small_networks().items():
-        if names and family not in names:
-            continue
-        if not is_known(network):
-            print(f"correctness  {family:11} this ComfyUI does not know {network.config_class}", flush=True)
-            results.append({"family": family, "unavailable": f"this ComfyUI does not know {network.config_class}"})
-            continue
-        try:
-            checks = check_family(network, device)
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:  # one family must not hide the others
-            print(f"correctness  {family:11} FAILED  {type(error).__name__}: {error}", flush=True)
-            results.append({"family": family, "passed": False, "error": f"{type(error).__name__}: {error}"})
-            continue
-        for check in checks:
-            print(f"correctness  {family:11} {'ok' if check.passed else 'FAILED':7} {check.name}: {check.figure}", flush=True)
-            results.append({"family": family, "check": check.name, "passed": check.passed, "figure": check.figure})
-    return results
+    def __init__(self, options: argparse.Namespace, task: dict):
+        command = [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), "--worker", json.dumps(task)]
+        self.errors = tempfile.TemporaryFile(mode="w+", errors="replace")
+        self.process = subprocess.Popen(
+            [*command, *(["--rehearse"] if options.rehearse else [])], stdout=subprocess.PIPE, stderr=self.errors, text=True, errors="replace",
+        )
+        self.queue: Queue = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
 
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            if line.startswith(RECORD):
+                self.queue.put(json.loads(line[1:]))
+        self.queue.put(None)
 
-def run_speed(options: argparse.Namespace, names: set[str]) -> list[dict]:
-    from gpu_models import full_networks
-    from gpu_speed import ARMS
+    def records(self, deadline: float):
+        """Until the process ends or the deadline, when it is killed."""
+        while True:
+            try:
+                record = self.queue.get(timeout=max(0.1, deadline - time.monotonic()))
+            except Empty:
+                self.process.kill()
+                self.process.wait()
+                return
+            if record is None:
+                self.process.wait()
+                return
+            yield record
 
-    results = []
-    for network in full_networks():
-        if names and network not in names:
-            continue
-        for arm in ("flops", *ARMS):
-            row = _in_new_process(options, network, arm)
-            results.append(row)
-            print(f"speed  {network:7} {arm:32} {_words(row)}", flush=True)
-    return results
+    def last_words(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read().strip()[-2000:] or f"exit status {self.process.returncode}"
 
 
-def _in_new_process(options: argparse.Namespace, network: str, arm: str) -> dict:
-    command = [sys.executable, str(Path(__file__)), "--comfyui", str(options.comfyui), "--arm", f"{network}|{arm}"]
-    done = subprocess.run([*command, *(["--rehearse"] if options.rehearse else [])], capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not lines:
-        return {"network": network, "arm": arm, "failed": done.stderr.strip()[-2000:] or f"exit status {done.returncode}"}
-    return json.loads(lines[-1])
+# ---- this process --------------------------------------------------------
 
 
-def _predicted(row: dict) -> str:
-    if "predicted_peak_gib" not in row:
-        return ""
-    return f", peak predicted {row['predicted_peak_gib']:.1f} GiB ({row['peak_over_predicted'] - 1:+.0%})" + (f", plan: {row['plan']}" if "plan" in row else "")
+class Suite:
+    def __init__(self, options: argparse.Namespace, results: Results, deadline: float):
+        self.options, self.results, self.deadline = options, results, deadline
+        self.failures: list[str] = []
+
+    def left(self) -> float:
+        return self.deadline - GRACE_SECONDS - time.monotonic()
+
+    def missing(self, part: str, names: list[str]) -> list[str]:
+        """Round by round, so that arms take turns."""
+        return [
+            name for turn in range(1 if self.options.rehearse else ROUNDS.get(part, 1)) for name in names if self.results.rounds(part, name) <= turn
+        ]
+
+    def run(self, part: str, names: list[str]) -> None:
+        todo = self.missing(part, names)
+        while todo and self.left() > 0:
+            rows = {row_name: self.results.row(part, row_name) for row_name in names}
+            task = {
+                "part": part, "names": todo, "seconds_left": self.left(),
+                "seconds": {name: row["total_s"] for name, row in rows.items() if row and "total_s" in row}, "known": {n: r for n, r in rows.items() if r and n == "ceilings"},
+            }
+            worker, begun, finished = Worker(self.options, task), None, 0
+            for kind, name, row in worker.records(self.deadline - GRACE_SECONDS / 2):
+                if kind == "begin":
+                    begun = name
+                elif kind == "row":
+                    begun, finished = None, finished + 1
+                    self.add(part, name, row)
+            if begun is not None:
+                late = time.monotonic() >= self.deadline - GRACE_SECONDS / 2
+                self.add(part, begun, {"skipped": "the time ran out over it"} if late else {"failed": f"its process ended: {worker.last_words()}"})
+                finished += 1
+            elif finished == 0:
+                self.add(part, todo[0], {"failed": f"its process ended: {worker.last_words()}"})
+                finished = 1
+            todo = todo[finished:]
+        for name in todo:
+            if self.results.row(part, name) is None:
+                self.results.add(part, name, {"skipped": "no time left"})
+
+    def add(self, part: str, name: str, row: dict) -> None:
+        row = self.results.add(part, name, row)
+        print(f"{part:11} {name:44} {words(row)}", flush=True)
+        self.judge(part)
+
+    def judge(self, part: str) -> None:
+        """What the rows so far say of the targets."""
+        if self.options.rehearse:
+            return
+        import gpu_loss
+        from gpu_speed import add_utilisation
+        from gpu_targets import judged
+
+        if part in NETWORKS:
+            add_utilisation(self.results.rows(part))
+        if part == "loss":
+            self.results.value["equal_loss"] = gpu_loss.verdict(self.results.rows("loss"))
+        self.results.set("targets", judged(self.results.value["parts"], self.results.value.get("equal_loss")))
 
 
-def _words(row: dict) -> str:
-    if "step_s" in row:
-        return f"{row['step_s']:.3f} s a step (first {row['first_step_s']:.2f} s), peak {row['peak_gib']:.1f} GiB, base {row['base_gib']:.1f} GiB" + _predicted(row)
-    if "forward_flop" in row:
-        return f"{row['step_flop'] / 1e12:.1f} TFLOP a step without recompute, matmul {row['matmul_flop_per_s'] / 1e12:.0f} TFLOP/s"
-    if row.get("rehearsed"):
-        return "rehearsed"
-    return next((f"{word.replace('_', ' ')}: {str(row[word]).splitlines()[-1]}" for word in ("unavailable", "out_of_memory", "failed") if word in row), "FAILED")
+def wanted_rows(names: list[str], rows: str, part: str) -> list[str]:
+    asked = [word.strip() for word in rows.split(";") if word.strip()]
+    if not asked:
+        return names
+    operation_of = {}
+    if part == "kernels":
+        from gpu_kernels import operations
+
+        operation_of = operations()
+    return [name for name in names if name in asked or operation_of.get(name) in asked or name in ("flops", "ceilings")]
 
 
-def run_arm(options: argparse.Namespace) -> dict:
+def check_machine(options: argparse.Namespace) -> int:
+    """Says what this machine lacks, without measuring: imports alone, then a boot of the host on the CPU."""
+    import importlib.util
+
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    for name, what in WANTED.items():
+        if importlib.util.find_spec(name) is None:
+            print(f"'{name}' is not installed: {what} will say so and be left out.")
+    if missing:
+        print(f"Not installed: {', '.join(missing)}.")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), "--rehearse", "--worker", json.dumps({"part": "questions", "names": [], "seconds_left": 60, "seconds": {}, "known": {}})],
+        capture_output=True, text=True,
+    )
+    if done.returncode != 0:
+        print(f"The host can't be started: {done.stderr.strip()[-1500:]}")
+    print("Everything needed is there." if not missing and done.returncode == 0 else "NOT READY")
+    return 0 if not missing and done.returncode == 0 else EXIT_FAILED
+
+
+def head(options: argparse.Namespace) -> dict:
+    """What stands above the rows. Reads the host's version from its file: this process starts none."""
+    import platform
+
     import torch
-    from gpu_speed import count_flops, matmul_flop_per_s, measure_arm
+    from gpu_card import card, commit
 
-    network, arm = options.arm.split("|")
-    device = torch.device("cpu" if options.rehearse else "cuda")
-    with booted_host(options.comfyui, cpu=options.rehearse):
-        if arm != "flops":
-            return measure_arm(network, arm, device, rehearse=options.rehearse)
-        counted = count_flops(network, device, rehearse=options.rehearse)
-        rate = matmul_flop_per_s(device, rehearse=options.rehearse)
-        if options.rehearse:
-            return {"network": network, "arm": arm, "rehearsed": counted["forward_flop"] > counted["attention_flop"] > 0 and rate is None}
-        return {"network": network, "arm": arm, **counted, "matmul_flop_per_s": rate}
-
-
-def add_utilisation(rows: list[dict]) -> None:
-    """Model FLOP utilisation: a step's FLOPs without recompute, over its time at the card's measured matmul rate."""
-    counted = {row["network"]: row for row in rows if "forward_flop" in row}
-    for row in rows:
-        flops = counted.get(row["network"])
-        if "step_s" in row and flops:
-            row["mfu"] = flops["step_flop"] / (row["step_s"] * flops["matmul_flop_per_s"])
-            print(f"speed  {row['network']:7} {row['arm']:32} MFU {row['mfu']:.2f}")
-
-
-def failures(result: dict) -> list[str]:
-    found = [f"{row['family']}: {row.get('check') or row.get('error')}" for row in result.get("correctness", []) if row.get("passed") is False]
-    found += [f"{row['network']}, {row['arm']}" for row in result.get("speed", []) if "failed" in row or row.get("rehearsed") is False]
-    found += [f"question: {row['question']}" for row in result.get("questions", []) if "failed" in row]
-    found += [f"kernel: {row['kernel']}" for row in result.get("kernels", []) if row.get("passed") is False or row.get("rehearsed") is False]
-    return found
+    version = (Path(options.comfyui) / "comfyui_version.py").read_text(encoding="utf-8").split('"')[1]
+    found = {
+        "host_version": version, "torch_version": torch.__version__, "python_version": platform.python_version(), "commit": commit(ROOT),
+        "device": "CPU, a rehearsal" if options.rehearse else torch.cuda.get_device_name(0),
+    }
+    if not options.rehearse:
+        found["card"] = card()
+    return {"rehearsal": options.rehearse, "environment": found}
 
 
 def main() -> int:
     options = parse()
     load_packages()
+    if options.worker:
+        return work(options)
+    if options.check:
+        return check_machine(options)
+    parts = [word.strip() for word in options.only.split(",") if word.strip()] or list(PARTS)
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        print(f"There is no part {', '.join(unknown)}. There are: {', '.join(PARTS)}.")
+        return EXIT_USAGE
+    if options.rehearse and options.json and CARD_RESULTS in options.json.resolve().parents:
+        print(f"{CARD_RESULTS} holds what cards measured. Write a rehearsal somewhere else.")
+        return EXIT_USAGE
     import torch
 
-    if options.arm:
-        print(json.dumps(run_arm(options)))
-        return 0
     if not options.rehearse and not torch.cuda.is_available():
         print(NO_DEVICE)
-        write_json(options.json, {"skipped": True, "reason": NO_DEVICE, "torch_version": torch.__version__})
+        if options.json and CARD_RESULTS not in options.json.resolve().parents:
+            write_json(options.json, {"skipped": True, "reason": NO_DEVICE, "torch_version": torch.__version__})
         return EXIT_NO_GPU if options.require_gpu else 0
-    device = torch.device("cpu" if options.rehearse else "cuda")
-    torch.backends.cudnn.allow_tf32 = False  # fp32 checks are of fp32
-    torch.set_num_threads(1 if options.rehearse else torch.get_num_threads())
-    sections, names = chosen(options.only)
-    result: dict = {"rehearsal": options.rehearse}
+    deadline = time.monotonic() + (options.budget or (REHEARSAL_SECONDS if options.rehearse else BUDGET_SECONDS))
+    try:
+        results = Results(options.json, head(options), fresh=options.fresh)
+    except ValueError as error:
+        print(error)
+        return EXIT_USAGE
     if options.rehearse:
         print("REHEARSAL on the CPU over small networks: nothing here is a measurement of a card")
-    with booted_host(options.comfyui, cpu=options.rehearse) as host:
-        result["environment"] = environment(host)
-        if not options.rehearse:
-            result["environment"]["device"] = torch.cuda.get_device_name(device)
-            result["environment"]["card"] = card()
-        if "questions" in sections:
-            result["questions"] = run_questions(device, rehearse=options.rehearse)
-        if "kernels" in sections:
-            result["kernels"] = run_kernels(device, names, rehearse=options.rehearse)
-        if "correctness" in sections:
-            result["correctness"] = run_correctness(device, names)
-    if "speed" in sections:
-        result["speed"] = run_speed(options, names)
-        add_utilisation(result["speed"])
-    result["failures"] = failures(result)
-    print("Everything passed." if not result["failures"] else "FAILED: " + "; ".join(result["failures"]))
-    write_json(options.json, result)
-    return EXIT_FAILED if result["failures"] else 0
+    suite, shown = Suite(options, results, deadline), []
+    for part in parts:
+        if suite.left() < 0:
+            print(f"No time left for {part}: call again.")
+            continue
+        suite.run(part, wanted_rows(names_of(part), options.rows, part))
+        shown.append(part)
+    for target in results.value.get("targets", []):
+        if target["passed"] is not None:
+            print(f"target  {'reached' if target['passed'] else 'MISSED':8} {target['target']}: {target['measured']:.3g}, {target['wanted']} ({target['of']})")
+    failed = [f"{part}: {name}" for part in shown for name, row in results.value["parts"].get(part, {}).items() if is_failure(row)]
+    unfinished = [f"{part}: {name}" for part in shown for name, row in results.value["parts"].get(part, {}).items() if "skipped" in row]
+    results.set("failures", failed)
+    if unfinished:
+        print(f"{len(unfinished)} rows are still to be measured: call again with the same file.")
+    print("Everything that ran passed." if not failed else "FAILED: " + "; ".join(failed))
+    return EXIT_FAILED if failed else 0
 
 
 if __name__ == "__main__":
