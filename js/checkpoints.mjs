@@ -42,7 +42,7 @@ export function openCheckpoints(details, use) {
   const { table, columns } = tableOf(candidates, rows, show);
   const unseen = chosenStep && !candidates.some(({ step }) => step === chosenStep) ? say("checkpoints.chosen_unseen", { step: String(chosenStep) }) : "";
   const dialog = element(
-    "dialog", { className: "pistachio-checkpoints" },
+    "dialog", { className: "pistachio-checkpoints", tabIndex: -1 }, // a click beside the parts leaves the keys with it
     element("div", "top", heading, element("div", { className: "views", role: "group", ariaLabel: say("checkpoints.views") }, one, all), close),
     element("div", "choice", words, take), single, table, element("div", { className: "quiet verdict", textContent: [details.verdict, unseen].filter(Boolean).join(" ") }),
   );
@@ -52,6 +52,7 @@ export function openCheckpoints(details, use) {
     slider.value = String(shown);
     words.value = wordsOf(candidate, override);
     slider.ariaValueText = words.value;
+    if (!candidate.isKept && document.activeElement === take) (table.hidden ? slider : table).focus(); // it would be lost
     take.disabled = !candidate.isKept;
     take.title = candidate.isKept ? say("checkpoints.use.title", { step: String(candidate.step) }) : say("checkpoints.use.none");
     sets.forEach((set, i) => set.toggleAttribute("hidden", i !== shown));
@@ -69,12 +70,17 @@ export function openCheckpoints(details, use) {
   one.onclick = () => view(false);
   all.onclick = () => view(true);
   slider.oninput = () => show(Number(slider.value));
+  let isTaking = false;
   take.onclick = async () => {
+    if (isTaking) return;
     const { step, mark } = candidates[shown];
-    take.disabled = true;
-    if (await use(step)) override = mark === "chosen" ? null : step;
+    isTaking = true;
+    try {
+      if (await use(step)) override = mark === "chosen" ? null : step;
+    } finally {
+      isTaking = false;
+    }
     draw();
-    take.focus(); // a button that was switched off has lost it
   };
   dialog.addEventListener("keydown", (event) => {
     event.stopPropagation(); // the canvas has keys of its own

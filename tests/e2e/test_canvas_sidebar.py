@@ -1,6 +1,8 @@
-"""The list of runs in the sidebar, in a real browser: search, open, compare, install, rename, continue, trash."""
+"""The list of runs in the sidebar, in a real browser: search, open, compare, install, rename, continue, trash; by mouse and by keys."""
 
 import json
+import urllib.error
+import urllib.request
 from io import BytesIO
 
 import pytest
@@ -23,7 +25,7 @@ def write_run(server, name, percents, *, base=2.0, trigger="ohwx"):
     """As training leaves it, with two checkpoints of a tiny file."""
     folder = RunFolder(server.base / "output" / "pistachio" / name)
     folder.path.mkdir(parents=True)
-    folder.write_json("config.json", {"id": name, "family": "SDXL", "settings": {"num_steps": 200}})
+    folder.write_json("config.json", {"id": name, "family": "SDXL", "base_file": "tiny_xl.safetensors", "settings": {"num_steps": 200}})
     folder.write_json("dataset.json", {"trigger_word": trigger, "pictures": [{}] * 20})
     rows = [{"kind": "train", "step": step, "loss": 1.0, "loss_ema": 1.0} for step in range(1, 201)]
     rows += [evaluation(100 * i, percent, base=base) for i, percent in enumerate(percents)]
@@ -31,13 +33,13 @@ def write_run(server, name, percents, *, base=2.0, trigger="ohwx"):
         picture = BytesIO()
         Image.new("RGB", (64, 64), (step, 120, 60)).save(picture, "PNG")
         (file,) = folder.save_samples(step, {"00-with-trigger.png": picture.getvalue()})
-        rows.append({"kind": "sample", "step": step, "pictures": [{"file": file, "prompt": f"a portrait at step {step}", "with_trigger": True, "seed": 0}]})
+        rows.append({"kind": "sample", "step": step, "pictures": [{"file": file, "prompt": "a portrait", "with_trigger": True, "seed": 7}]})
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for step in (100, 200):
         folder.save_checkpoint(step, {"x.lora_A.weight": torch.full((1, 1), float(step))}, {}, {}, {})
     folder.write_json("report.json", {
         "run": name, "chosen_step": 100, "last_step": 200, "finished": True, "verdict": f"Step 100 of {name} is best.",
-        "eval_delta_pct": percents[1], "settings": {"num_steps": 200},
+        "eval_delta_pct": percents[1], "settings": {"num_steps": 200}, "state": "overfit", "tied_range": [100, 100],
     })
     return folder
 
@@ -77,12 +79,14 @@ def names(tab):
 def test_a_search_finds_runs_by_every_word(tab):
     assert names(tab) == ["side mia", "side other", "side tom"]
     row = tab.locator(".run", has_text="side mia")
-    assert "−12 %" in row.text_content() and "SDXL · ohwx" in row.text_content() and "Step 100 of side mia is best." in row.text_content()
+    assert row.locator(".better").text_content() == "−12 %" and row.locator(".base").text_content() == "tiny_xl"
+    assert row.locator(".verdict").text_content() == "Step 100 of side mia is best." and " kB" in row.locator(".about").text_content()
     assert row.locator("path.line").count() == 1
     tab.locator("input[type=search]").fill("side SDXL tom")
     assert names(tab) == ["side tom"]
     tab.locator("input[type=search]").fill("side nobody")
-    assert "No run has these words." in tab.text_content()
+    assert tab.locator(".nothing").text_content() == "No run has these words."
+    assert tab.locator(".total").text_content().startswith("0 of ")
 
 
 def test_runs_of_one_protocol_share_a_chart_and_others_say_why_not(tab):
@@ -92,47 +96,98 @@ def test_runs_of_one_protocol_share_a_chart_and_others_say_why_not(tab):
     tab.get_by_label("Compare side tom").check()
     compare.click()
     tab.locator(".compared path").nth(1).wait_for()
-    assert tab.locator(".compared path").count() == 2 and tab.locator(".key").all_text_contents() != []
+    assert tab.locator(".compared path").count() == 2 and tab.locator(".problem").count() == 0
     assert "side mia ends at −9.0 %" in tab.locator(".compared svg").get_attribute("aria-label")
+    assert tab.locator(".key .value").all_text_contents() == ["−12 %, step 100 chosen", "−4.0 %, step 100 chosen"]
+    tab.locator(".compared").press("End")  # the last step, of both
+    assert tab.locator(".key .value").all_text_contents() == ["step 200: −9.0 % ± 1.0", "step 200: +3.0 % ± 1.0"]
     tab.get_by_role("button", name="All runs").click()
     tab.get_by_label("Compare side other").check()
     compare.click()
     tab.locator(".problem").wait_for()
-    assert "began at other losses" in tab.locator(".problem").text_content()
+    assert "began at other losses" in tab.locator(".problem").text_content() and tab.locator(".compared path").count() == 2
+    tab.get_by_role("button", name="All runs").click()
+    tab.get_by_label("Compare side tom").uncheck()
+    compare.click()
+    tab.locator(".problem").wait_for()
+    assert tab.locator(".compared").count() == 0
 
 
 def test_a_checkpoint_is_installed_from_the_list(tab, server):
     tab.get_by_role("button", name="side mia", exact=True).click()
     tab.get_by_label("Install step 200").click()
-    tab.locator("button", has_text="Installed").wait_for()
+    tab.locator("tr", has_text="your choice").wait_for()
     assert (server.base / "models" / "loras" / "side mia-step200.safetensors").is_file()
-    assert tab.locator("tr.chosen").text_content().startswith("100, chosen")
+    assert tab.locator("tr.chosen th").text_content() == "100chosen"
     assert tab.locator("circle.dot").count() == 3
 
 
 def test_checkpoints_are_compared_by_their_samples_and_one_is_taken(tab, canvas, server):
     page, dialog = canvas.page, canvas.page.locator(".pistachio-checkpoints")
+    lora, report = server.base / "models" / "loras" / "side tom-step200.safetensors", RunFolder(server.base / "output" / "pistachio" / "side tom").report
     tab.get_by_role("button", name="side tom", exact=True).click()
     tab.get_by_role("button", name="Compare checkpoints").click()
-    assert dialog.locator("output").text_content() == "Step 100 · held-out loss −4.0 % · chosen"
+    assert dialog.locator("output").text_content() == "Step 100 · held-out loss −4.0 % ± 1.0 · chosen"
     page.wait_for_function("() => document.querySelector('.pistachio-checkpoints .set:not([hidden]) img').naturalWidth > 0")
     page.keyboard.press("ArrowRight")
-    assert dialog.locator("output").text_content() == "Step 200 · held-out loss +3.0 %"
-    assert "step 200" in dialog.locator(".set:not([hidden]) figcaption").first.text_content()
+    assert dialog.locator("output").text_content() == "Step 200 · held-out loss +3.0 % ± 1.0"
+    assert dialog.locator(".set:not([hidden]) img").get_attribute("alt") == "Step 200: a portrait"
+    assert "seed 7" in dialog.locator(".set:not([hidden]) figcaption").text_content()
     dialog.get_by_role("button", name="Use this one").click()
-    page.wait_for_function("() => !document.querySelector('.pistachio-checkpoints .top button').disabled")
-    assert (server.base / "models" / "loras" / "side tom-step200.safetensors").is_file()
-    assert RunFolder(server.base / "output" / "pistachio" / "side tom").report()["override"]["step"] == 200
+    page.wait_for_function("() => document.querySelector('.pistachio-checkpoints output').value.endsWith('your choice')")
+    assert lora.is_file() and report()["override"]["step"] == 200
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     assert "the base model" in dialog.locator("output").text_content() and dialog.get_by_role("button", name="Use this one").is_disabled()
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
+    assert page.evaluate("() => document.activeElement.textContent") == "Compare checkpoints"
+    with urllib.request.urlopen(f"{server.url}/experiment/models/preview/loras/0/side%20tom-step200.safetensors") as shown:  # ComfyUI's own model browser
+        assert shown.status == 200 and shown.headers.get_content_type() == "image/webp"
+    server.post("/pistachio/runs/side%20tom/install", {"step": 100})
+    assert "override" not in report() and lora.is_file()
+
+
+def test_all_steps_stand_side_by_side(tab, canvas):
+    dialog = canvas.page.locator(".pistachio-checkpoints")
+    tab.get_by_role("button", name="side mia", exact=True).click()
+    tab.get_by_role("button", name="Compare checkpoints").click()
+    dialog.get_by_role("button", name="All steps").click()
+    assert dialog.get_by_role("columnheader").count() == 3 and dialog.locator(".all tbody img").count() == 3
+    assert dialog.locator("th.shown").text_content() == "Step 100−12 % ± 1.0chosen"
+    canvas.page.keyboard.press("End")
+    assert dialog.locator("th.shown .step").text_content() == "Step 200"
+    dialog.locator(".all td").nth(2).click()  # the corner is a cell too
+    assert dialog.locator("output").text_content().startswith("Step 100")
+    dialog.get_by_role("button", name="Close").click()
+    dialog.wait_for(state="detached")
+
+
+def test_the_list_is_walked_by_keys(tab, canvas):
+    focused = "() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+    shown, page = tab.locator(".run .name").all_text_contents(), canvas.page
+    tab.get_by_label("Read the list again").focus()
+    page.keyboard.press("Tab")  # to the run that was open last
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(focused) == shown[1]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused) == "Copy the trigger word ohwx"
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    tab.locator("h3", has_text=shown[2]).wait_for()
+    tab.get_by_role("button", name="All runs").press("Enter")
+    assert page.evaluate(focused) == shown[2]
 
 
 def test_the_trigger_is_copied(tab, canvas):
     tab.get_by_role("button", name="side mia", exact=True).click()
-    tab.get_by_role("button", name="Copy trigger").click()
+    tab.get_by_label("Copy the trigger word ohwx").click()
+    canvas.page.wait_for_function("async () => (await navigator.clipboard.readText()) === 'ohwx'")
+    tab.get_by_role("button", name="All runs").click()
+    canvas.page.evaluate("() => navigator.clipboard.writeText('')")
+    tab.get_by_label("Copy the trigger word ohwx").first.click()
     canvas.page.wait_for_function("async () => (await navigator.clipboard.readText()) === 'ohwx'")
 
 
@@ -146,6 +201,17 @@ def test_a_run_is_continued_on_the_canvas(tab, canvas):
         " const loader = train.getInputNode(train.inputs.findIndex(input => input.name === 'continue_run'));"
         " return loader.widgets.find(widget => widget.name === 'run').value; }"
     ) == "side mia"
+
+
+def test_a_run_is_put_on_the_canvas(tab, canvas):
+    canvas.page.evaluate("() => app.graph.clear()")
+    tab.get_by_role("button", name="side tom", exact=True).click()
+    tab.get_by_role("button", name="Put on canvas").click()
+    canvas.page.wait_for_function("() => app.graph._nodes.length === 2")
+    assert canvas.page.evaluate(
+        "() => { const select = app.graph._nodes.find(node => node.type === 'PistachioSelectCheckpoint');"
+        " return select.getInputNode(select.inputs.findIndex(input => input.name === 'run')).widgets.find(widget => widget.name === 'run').value; }"
+    ) == "side tom"
 
 
 def test_a_run_is_renamed_and_moved_to_the_trash(tab, canvas, server, request):
@@ -172,9 +238,6 @@ def test_nothing_of_ours_failed(tab, canvas):
 
 
 def test_another_sites_page_changes_nothing(server):
-    import urllib.error
-    import urllib.request
-
     for headers in ({"Content-Type": "text/plain"}, {"Content-Type": "application/json", "Origin": "http://elsewhere.example"},
                     {"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"}):
         asked = urllib.request.Request(f"{server.url}/pistachio/runs/side%20mia/trash", data=b"{}", headers=headers, method="POST")
