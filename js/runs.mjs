@@ -10,6 +10,7 @@ import { comparisonOf } from "./runs_compare.mjs";
 import { detailsOf } from "./runs_details.mjs";
 import { found, size } from "./runs_list.mjs";
 import { moveByKeys, rowOf, tabStop } from "./runs_rows.mjs";
+import { setting } from "./settings.mjs";
 import { say, sayCounted } from "./words.mjs";
 
 /** @typedef {import("./runs_list.mjs").RunSummary} RunSummary */
@@ -17,6 +18,7 @@ import { say, sayCounted } from "./words.mjs";
 addStylesheet("runs.css");
 
 const REFRESH_INTERVAL_MS = 2000; // of the list while a run goes on
+const POLL_MS = 5000; // how often it is looked whether the list is due
 
 class RunsTab {
   constructor() {
@@ -36,6 +38,7 @@ class RunsTab {
     this.left = null;
     this.asked = 0;
     this.timer = 0;
+    this.readAt = 0;
     this.drawn = "";
   }
 
@@ -54,6 +57,7 @@ class RunsTab {
   async refresh() {
     if (!this.root) return;
     const question = ++this.asked;
+    this.readAt = Date.now();
     try {
       const answer = await getJson("/pistachio/runs");
       if (question !== this.asked) return;
@@ -67,7 +71,35 @@ class RunsTab {
     const names = new Set(this.runs?.map((run) => run.name));
     for (const name of this.selected) if (!names.has(name)) this.selected.delete(name);
     if (this.open && !names.has(this.open)) this.open = null;
-    if (this.drawn !== this.state()) this.draw();
+    if (this.drawn === this.state()) return;
+    const focusAgain = this.focused();
+    this.draw();
+    focusAgain();
+  }
+
+  /** For runs that something other than this page trains. */
+  refreshWhenDue() {
+    const every = setting("Pistachio.Runs.RefreshSeconds");
+    if (every && this.root && this.open === null && !document.hidden && Date.now() - this.readAt >= every * 1000) this.refresh();
+  }
+
+  /** @returns {() => void} puts the focus back on the same part of a list that was drawn anew */
+  focused() {
+    const before = /** @type {HTMLElement | null} */ (document.activeElement);
+    if (!before || this.open !== null || !this.root?.contains(before)) return () => {};
+    const run = /** @type {HTMLElement | null} */ (before.closest(".run"))?.dataset.run;
+    const among = () => {
+      const rows = /** @type {HTMLElement[]} */ ([...(this.root?.querySelectorAll(".run") ?? [])]);
+      const place = run === undefined ? this.root?.querySelector(".top") : rows.find((row) => row.dataset.run === run);
+      return /** @type {HTMLElement[]} */ ([...(place?.querySelectorAll("input, button") ?? [])]);
+    };
+    const at = among().indexOf(before);
+    const caret = before instanceof HTMLInputElement && before.type === "search" ? before.selectionStart : null;
+    return () => {
+      const after = among()[at];
+      after?.focus();
+      if (caret !== null && after instanceof HTMLInputElement) after.setSelectionRange(caret, caret);
+    };
   }
 
   /** While a run goes on, not with each of its events. */
@@ -169,3 +201,4 @@ addSidebarTab(
 );
 for (const message of ["pistachio.finished", "execution_interrupted", "execution_error", "reconnected"]) onMessage(message, () => tab.refresh());
 onMessage("pistachio.evaluation", () => tab.refreshSoon());
+window.setInterval(() => tab.refreshWhenDue(), POLL_MS);
