@@ -116,6 +116,9 @@ export function addRow(history, row) {
     history.chosenStep = row.chosen_step ?? null;
     history.tied = row.tied_range ?? null;
     history.phase = "";
+    // What it takes now is no news any more; how far the plan was right stays.
+    const { place, peak_bytes: peak, planned_bytes: planned } = history.memory ?? {};
+    history.memory = planned ? { place: "plan", used_bytes: null, peak_bytes: place === "card" ? peak ?? null : null, planned_bytes: planned, total_bytes: null } : null;
   }
 }
 

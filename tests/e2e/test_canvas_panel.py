@@ -1,7 +1,9 @@
-"""The live panel on Train LoRA in a real browser, in both renderers: it grows while it trains and is there after a reload."""
+"""The live panel on Train LoRA in a real browser, in both renderers: it grows while it trains, is there after a reload, and
+loses nothing when a page comes late or its connection breaks."""
 
 import json
 import math
+import re
 
 import pytest
 
@@ -62,7 +64,7 @@ def watch(canvas) -> None:
             window.panelSeen = [];
             new MutationObserver(() => {
                 const text = part => root.querySelector(part).textContent;
-                if (text('.steps')) window.panelSeen.push([text('.steps'), text('.status'), root.querySelectorAll('circle.dot').length]);
+                if (text('.steps')) window.panelSeen.push([text('.steps'), text('.status'), root.querySelectorAll('circle.dot').length, text('.phase'), text('.memory')]);
             }).observe(root, {subtree: true, childList: true, characterData: true});
         }""",
         PANEL,
@@ -90,10 +92,11 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     canvas.page.evaluate(f"() => fetch('/pistachio/runs/{run_name}').then((answer) => answer.text())")
     canvas.page.wait_for_timeout(1500)
     seen = canvas.page.evaluate("() => window.panelSeen")
-    assert any(" left" in status and ("steps/s" in status or "a step" in status) for _, status, _ in seen)
-    assert any(status.endswith("evaluating") for _, status, _ in seen)
-    assert len({steps for steps, _, _ in seen}) > 3 and seen[-1][0] == f"Step {NUM_STEPS} of {NUM_STEPS}"
-    counts = [count for _, _, count in seen]
+    assert any(" left" in status and ("steps/s" in status or "a step" in status) for _, status, *_ in seen)
+    assert {"caching", "training", "evaluating"} <= {phase for *_, phase, _ in seen}
+    assert any(memory.startswith("ComfyUI's process ") and "peak " in memory and "RAM " in memory for *_, memory in seen)
+    assert len({steps for steps, *_ in seen}) > 3 and seen[-1][0] == f"Step {NUM_STEPS} of {NUM_STEPS}"
+    counts = [count for _, _, count, *_ in seen]
     assert counts == sorted(counts) and len(set(counts)) > 2  # it grew before it was finished
     assert dots(canvas) == len(evaluations) == counts[-1]
     assert text(canvas, ".words") == details["verdict"]
@@ -114,6 +117,68 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     wait_for(canvas, "!find('.hint').hidden && find('.hint').offsetHeight > 0")
 
 
+def points(path: str) -> list[str]:
+    return re.split("[ML]", path)[1:]
+
+
+class Wire:
+    """A page's websocket that the test can deafen: what the server sends then is lost, and nobody says so."""
+
+    def __init__(self, page):
+        self.is_deaf, self.lost = False, 0
+        page.route_web_socket(re.compile(r"/ws(\?|$)"), self.opened)
+
+    def opened(self, socket):
+        server = socket.connect_to_server()
+        socket.on_message(server.send)
+        server.on_message(lambda message: self.pass_on(socket, message))
+
+    def pass_on(self, socket, message):
+        if self.is_deaf and isinstance(message, str) and '"pistachio.' in message:
+            self.lost += 1
+        else:
+            socket.send(message)
+
+
+def test_nothing_is_lost_in_a_second_tab_on_a_broken_connection_or_by_a_reload(canvas, browser, server, request):
+    """The second tab never hears that the node has ended, so all that it shows came by the history and the events."""
+    write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
+    run_name = f"watched_{request.node.callspec.id.replace(' ', '_')}"
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    try:
+        second = Canvas(page=context.new_page(), server=server)
+        wire = Wire(second.page)
+        second.open()
+        load(canvas, run_name)
+        canvas.queue()
+        wait_for(canvas, "/^Step [1-9]/.test(find('.steps')?.textContent)")
+        load(second, run_name)  # in the middle
+        wait_for(second, "/^Step [1-9]/.test(find('.steps')?.textContent)")
+        wire.is_deaf = True
+        while not wire.lost:
+            second.page.wait_for_timeout(50)
+        wire.is_deaf = False
+        second.page.evaluate("() => app.api.socket.close()")
+        canvas.page.reload()  # this one in the middle of it too
+        canvas.page.wait_for_function("() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph?._nodes.length > 0", timeout=120_000)
+        load(canvas, run_name)
+        for each in (canvas, second):
+            wait_for(each, "find('.status')?.textContent.startsWith('finished')")
+        details = server.get(f"/pistachio/runs/{run_name}")
+        second.page.wait_for_timeout(500)
+        drawn = second.page.get_attribute(f"{PANEL} path.training", "d")
+        assert text(second, ".words") == details["verdict"] and text(second, ".steps") == f"Step {NUM_STEPS} of {NUM_STEPS}"
+        assert dots(second) == len([row for row in details["metrics"] if row["kind"] == "eval"])
+        second.page.evaluate("run => { const node = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');"
+                             " node.widgets.find(widget => widget.name === 'run_name').callback(run); }", run_name)  # asks for all of it anew
+        second.page.wait_for_timeout(1500)
+        assert points(second.page.get_attribute(f"{PANEL} path.training", "d")) == points(drawn)
+        assert len(points(drawn)) > NUM_STEPS / 2
+        assert canvas.our_errors() == [] and second.our_errors() == []
+    finally:
+        context.close()
+
+
 def test_stop_measures_and_keeps_what_there_is(canvas, server, request):
     write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
     run_name = f"stopped_{request.node.callspec.id.replace(' ', '_')}"
@@ -131,21 +196,27 @@ def test_stop_measures_and_keeps_what_there_is(canvas, server, request):
     assert canvas.page.locator(f"{PANEL} button", has_text="Continue by half").is_visible()
 
 
+LONG = 8000  # steps: more than the page keeps one by one
+
+
 def finished(server, run_name: str) -> None:
-    """A run as training leaves it, with a tied range and the training pictures' own losses."""
+    """A run as training leaves it, with a tied range, the training pictures' own losses and its memory."""
     folder = server.base / "output" / "pistachio" / run_name
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"kind": "train", "step": step, "loss": 1.0 + 0.1 * math.sin(step), "loss_ema": 1.0, "seconds": 0.5} for step in range(1, 401)]
-    for step, held_out, trained in ((0, 0.0, 0.0), (100, -10.0, -12.0), (200, -14.0, -20.0), (300, -13.8, -28.0), (400, -9.0, -40.0)):
+    rows = [{"kind": "train", "step": step, "loss": 2.0, "loss_ema": 1.0 + 0.1 * math.sin(step), "seconds": 0.5} for step in range(1, LONG + 1)]
+    for share, held_out, trained in ((0, 0.0, 0.0), (1, -10.0, -12.0), (2, -14.0, -20.0), (3, -13.8, -28.0), (4, -9.0, -40.0)):
+        step = share * LONG // 4
         loss = 2.0 * (1 + held_out / 100)
         rows.append({"kind": "eval", "step": step, "loss": loss, "loss_delta": loss - 2.0, "loss_delta_pct": held_out, "se": 0.02, "errors": {}, "t_values": {}})
         rows.append({"kind": "probe", "step": step, "train_loss": 1.5 * (1 + trained / 100), "train_delta": 1.5 * trained / 100})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"num_steps": 400}
+    settings = {"num_steps": LONG}
     (folder / "config.json").write_text(json.dumps({"settings": settings}))
     (folder / "report.json").write_text(json.dumps({
-        "finished": True, "settings": settings, "chosen_step": 200, "last_step": 400, "tied_range": [200, 300], "verdict": "Step 200 is best.", "eval_delta_pct": -14.0,
+        "finished": True, "settings": settings, "chosen_step": 4000, "last_step": LONG, "tied_range": [4000, 6000], "verdict": "Step 4000 is best.", "eval_delta_pct": -14.0,
     }))
+    plan = {"phases": {"step": 11_000_000_000, "evaluation": 9_000_000_000}}
+    (folder / "plan.json").write_text(json.dumps({"plan": plan, "measured_bytes": 10_500_000_000, "limit_bytes": 15_000_000_000, "situation": {"device": "a card"}}))
 
 
 def test_the_chart_answers_the_pointer(canvas, server, request):
@@ -161,16 +232,30 @@ def test_the_chart_answers_the_pointer(canvas, server, request):
     x, y = box["x"] + box["width"] / 2, box["y"] + 20
     page.mouse.move(x, y)
     page.wait_for_selector(f"{PANEL} .readout")
-    assert page.text_content(f"{PANEL} .readout") == "step 200 · held out −14 % ± 1.0 · training pictures −20 % · gap 6.0 points"
+    assert page.text_content(f"{PANEL} .readout").startswith("step 4000 · held out −14 % ± 1.0 · training pictures −20 % · gap 6.0 points · training loss ")
+    assert text(canvas, ".memory") == "peak 10.5 GB · planned 11.0 GB · limit 15.0 GB"
+    assert text(canvas, ".trained") == "training pictures, gap 31.0 points"
 
     ticks = page.locator(f"{PANEL} text.tick").all_text_contents()
     page.mouse.down()
     page.mouse.move(x + box["width"] * 8, y, steps=3)
+    whole = page.get_attribute(f"{PANEL} path.training", "d")
     page.mouse.up()
     page.wait_for_selector(f"{PANEL} button.whole:not([hidden])")
     assert page.locator(f"{PANEL} text.tick").all_text_contents() != ticks and page.locator(f"{PANEL} circle.dot").count() < 5
+    page.wait_for_function("([path, whole]) => document.querySelector(path).getAttribute('d') !== whole", arg=[f"{PANEL} path.training", whole])
+    assert any("/history?first=" in address for address in canvas.requested)  # a part is drawn in the server's detail
     page.locator(f"{PANEL} button.whole").click()
     assert page.locator(f"{PANEL} circle.dot").count() == 5
+
+    page.locator(f"{PANEL} .plot").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert text(canvas, ".readout").startswith("step 2000 · held out −10 %")
+    page.keyboard.press("+")
+    page.wait_for_selector(f"{PANEL} button.whole:not([hidden])")
+    page.keyboard.press("0")
+    page.wait_for_selector(f"{PANEL} button.whole", state="hidden")
 
     line = page.get_attribute(f"{PANEL} path.held-out", "d")
     page.locator(f"{PANEL} button.log").click()

@@ -3,6 +3,7 @@ import test from "node:test";
 
 import { frameOf, readout, stepAt, trainingPath } from "../../js/chart.mjs";
 import { addRow, emptyHistory, fromServer } from "../../js/history.mjs";
+import { wordsOf } from "../../js/memory_line.mjs";
 import { partnerOf, rowsOf } from "../../js/samples.mjs";
 import { CAPACITY, Trace, traceOf } from "../../js/trace.mjs";
 
@@ -132,6 +133,19 @@ test("the server's answer in few points and its rows one by one draw the same", 
   const frame = frameOf(one, view, 500, 200);
   assert.equal(trainingPath(one.training, frame), trainingPath(other.training, frameOf(other, view, 500, 200)));
   for (const key of ["status", "chosenStep", "verdict", "tied", "step", "numSteps", "evaluations"]) assert.deepEqual(one[key], other[key], key);
+});
+
+test("memory is news while it trains; at the end stays how far the plan was right", () => {
+  const memory = { place: "card", used_bytes: 5e9, peak_bytes: 8.04e9, total_bytes: 24e9, planned_bytes: 8e9 };
+  const history = emptyHistory("a");
+  addRow(history, { kind: "train", step: 1, loss: 1, memory });
+  assert.equal(wordsOf(history.memory), "5.0 GB now · peak 8.0 GB · planned 8.0 GB · card 24.0 GB");
+  addRow(history, { kind: "finished", step: 1, memory });
+  assert.equal(wordsOf(history.memory), "peak 8.0 GB · planned 8.0 GB");
+  const rss = { place: "process", used_bytes: 512e6, peak_bytes: 600e6, total_bytes: 16e9, planned_bytes: null };
+  assert.equal(wordsOf(rss), "ComfyUI's process 512 MB · peak 600 MB · RAM 16.0 GB");
+  addRow(history, { kind: "finished", step: 1, memory: rss });
+  assert.equal(history.memory, null);
 });
 
 test("samples are rows of one prompt and seed over the steps", () => {
