@@ -1,9 +1,11 @@
 """A run's curve out of its metrics: read as it grows, thinned to what a page can show, with every peak kept."""
 
 import json
+import re
 
 import pytest
 
+from pistachio.training import curve as curve_module
 from pistachio.training.curve import Curve
 
 
@@ -63,3 +65,18 @@ def test_the_other_rows_come_without_what_no_curve_shows(metrics):
     assert curve.evaluations == [{"kind": "eval", "step": 0, "loss": 2.0}] and curve.probes[0]["train_loss"] == 1.0
     assert curve.note == "Two." and curve.samples[0]["step"] == 1
     assert curve.training(10)["low"] == [9.0]  # without a smoothed loss the plain one
+
+
+def test_rows_of_the_loop_are_read_as_their_json_says(metrics, monkeypatch):
+    values = [1.5, 1e-7, None, float("nan"), 2, -3.25e-05]
+    rows = [
+        {"kind": "train", "step": step, "loss": 9.0 + step, "loss_ema": loss, "prior_loss": None, "grad_norm": 0.1, "lr": 1e-4, "seconds": seconds}
+        for step, (loss, seconds) in enumerate(zip(values, [0.5, 1e-3, None, 2, 0.25, 1.0]), start=1)
+    ]
+    rows.append(rows[0] | {"step": 7, "more": {"seconds": 1.0}})
+    metrics.write_text(lines(*rows))
+    fast = Curve(metrics).update()
+    monkeypatch.setattr(curve_module, "TRAIN_ROW", re.compile(rb"(?!)"))
+    whole = Curve(metrics).update()
+    assert fast.steps == whole.steps and fast.losses == whole.losses and list(fast.steps) == [1, 2, 3, 5, 6, 7] and fast.losses[2] == 12.0
+    assert (fast.step, fast.seconds_per_step) == (whole.step, whole.seconds_per_step)
