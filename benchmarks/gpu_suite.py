@@ -1,7 +1,7 @@
 """What only a graphics card can show: whether the kernels pay, how fast a whole step is beside every peer, and that training is right.
 
     python dev.py bench gpu_suite --json FILE [--only PART,...] [--rows NAME;NAME] [--budget SECONDS] [--fresh] [--rehearse] [--require-gpu]
-    python benchmarks/gpu_suite.py --comfyui PATH --check          is everything there that a machine without a network needs?
+    python benchmarks/gpu_suite.py --comfyui PATH --check          is everything there? For a machine without a network
 
 Parts: questions, kernels, wan14b, flux, sdxl, sd35, ablation, loss, correctness. A call ends within its budget, and FILE is written
 after every row: the same call again goes on with the rows that are missing. A rehearsal runs every line small on the CPU and
@@ -11,6 +11,7 @@ writes which rows ran, never a time or a size.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from queue import Empty, Queue
 from bench_support import ROOT, booted_host, environment, load_packages, write_json
 from gpu_parts import NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
 from gpu_results import Results
+from missing_packages import REPLACEABLE, replace_missing
 
 NO_DEVICE = "NO CUDA DEVICE: nothing was measured"
 EXIT_FAILED, EXIT_USAGE, EXIT_NO_GPU = 1, 2, 3
@@ -31,7 +33,7 @@ GRACE_SECONDS = 20.0  # of the budget: for a worker to end by itself, and for th
 CARD_RESULTS = ROOT / "benchmarks" / "results"
 RECORD = "\x1e"  # before each line of a worker that is a record
 # Of a machine without a network: what the host imports, and what single arms need.
-NEEDED = ("torch", "transformers", "safetensors", "einops", "torchsde", "aiohttp", "yaml", "PIL", "scipy", "psutil", "av", "spandrel", "kornia", "sqlalchemy", "alembic")
+NEEDED = ("torch", "torchvision", "torchaudio", "transformers", "tokenizers", "sentencepiece", "safetensors", "einops", "aiohttp", "yarl", "yaml", "PIL", "scipy", "psutil", "tqdm")
 WANTED = {"peft": "the arms of PEFT and W8A8", "triton": "compiled arms", "bitsandbytes": "the arms of nf4"}
 
 
@@ -46,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--require-gpu", action="store_true", help=f"without a card, exit with {EXIT_NO_GPU}")
     parser.add_argument("--rehearse", action="store_true", help="run every part small on the CPU; measures nothing")
     parser.add_argument("--check", action="store_true", help="only say what is missing here")
+    parser.add_argument("--bare", action="store_true", help="do without the packages that missing_packages.py can replace, though they are installed")
     parser.add_argument("--worker", help=argparse.SUPPRESS)  # JSON of what a process of its own is to do
     return parser.parse_args()
 
@@ -61,8 +64,9 @@ def work(options: argparse.Namespace) -> int:
     device = torch.device("cpu" if options.rehearse else "cuda", *([] if options.rehearse else [0]))
     torch.backends.cudnn.allow_tf32 = False  # fp32 checks are of fp32
     tell = lambda kind, name, row=None: print(RECORD + json.dumps([kind, name, row]), flush=True)
+    replaced = replace_missing(also=REPLACEABLE if options.bare else ())
     with booted_host(options.comfyui, cpu=options.rehearse) as host:
-        tell("host", "", environment(host))
+        tell("host", "", {**environment(host), "replaced_packages": replaced})
         run(Asked(
             part=given["part"], names=given["names"], device=device, rehearse=options.rehearse, deadline=time.monotonic() + given["seconds_left"],
             begin=lambda name: tell("begin", name), emit=lambda name, row: tell("row", name, row), seconds=given["seconds"], known=given["known"],
@@ -77,7 +81,7 @@ class Worker:
         command = [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), "--worker", json.dumps(task)]
         self.errors = tempfile.TemporaryFile(mode="w+", errors="replace")
         self.process = subprocess.Popen(
-            [*command, *(["--rehearse"] if options.rehearse else [])], stdout=subprocess.PIPE, stderr=self.errors, text=True, errors="replace",
+            [*command, *(["--rehearse"] if options.rehearse else []), *(["--bare"] if options.bare else [])], stdout=subprocess.PIPE, stderr=self.errors, text=True, errors="replace",
         )
         self.queue: Queue = Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -134,7 +138,9 @@ class Suite:
             }
             worker, begun, finished = Worker(self.options, task), None, 0
             for kind, name, row in worker.records(self.deadline - GRACE_SECONDS / 2):
-                if kind == "begin":
+                if kind == "host":
+                    self.results.value["environment"] |= row
+                elif kind == "begin":
                     begun = name
                 elif kind == "row":
                     begun, finished = None, finished + 1
@@ -183,22 +189,29 @@ def wanted_rows(names: list[str], rows: str, part: str) -> list[str]:
     return [name for name in names if name in asked or operation_of.get(name) in asked or name in ("flops", "ceilings")]
 
 
-def check_machine(options: argparse.Namespace) -> int:
-    """Says what this machine lacks, without measuring: imports alone, then a boot of the host on the CPU."""
-    import importlib.util
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+def check_machine(options: argparse.Namespace) -> int:
+    """Says what this machine lacks, without measuring: packages, then a boot of the host on the CPU."""
+    missing = [name for name in NEEDED if not _installed(name)]
     for name, what in WANTED.items():
-        if importlib.util.find_spec(name) is None:
+        if not _installed(name):
             print(f"'{name}' is not installed: {what} will say so and be left out.")
     if missing:
         print(f"Not installed: {', '.join(missing)}.")
+    bare = ["--bare"] if options.bare else []
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), "--rehearse", "--worker", json.dumps({"part": "questions", "names": [], "seconds_left": 60, "seconds": {}, "known": {}})],
+        [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), *bare, "--rehearse", "--worker", json.dumps({"part": "questions", "names": [], "seconds_left": 60, "seconds": {}, "known": {}})],
         capture_output=True, text=True,
     )
     if done.returncode != 0:
         print(f"The host can't be started: {done.stderr.strip()[-1500:]}")
+    records = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith(RECORD)]
+    replaced = next((row["replaced_packages"] for kind, _, row in records if kind == "host"), [])
+    if replaced:
+        print(f"Not installed and not needed here, replaced by inert modules: {', '.join(replaced)}.")
     print("Everything needed is there." if not missing and done.returncode == 0 else "NOT READY")
     return 0 if not missing and done.returncode == 0 else EXIT_FAILED
 
