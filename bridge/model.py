@@ -27,6 +27,7 @@ from .noise import HostNoise
 from .padding import CAPTION, attention_with, filled_up
 from .streaming import EVERYTHING_BYTES, HostStreaming
 from .packed_linear import PackedLinear
+from .row_kernels import note_left_out, row_kernels
 from .weight_in_use import weight_in_use
 
 log = logging.getLogger("pistachio")
@@ -147,6 +148,12 @@ class HostModel(HostStreaming, HostNoise):
             yield usable if scale is None else usable * scale.to(device=like.device, dtype=like.dtype)
         finally:
             comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+
+    def row_kernels(self) -> AbstractContextManager[None]:
+        return row_kernels(self)
+
+    def row_kernels_left_out(self, reason: str) -> None:
+        note_left_out(self.device, reason)
 
     # ---- switching for training ----------------------------------------
 

@@ -20,6 +20,7 @@ from .adapters.start import AdapterStart, check_covered
 from .compiled import CompiledBlocks
 from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
+from .kernels.pending import settled
 from .model import TrainableModel
 from .patching import replaced_forward
 from .saving import keep_for, recording, saved_blocks
@@ -100,6 +101,11 @@ class AdaptedNetwork:
                 stack.enter_context(self.compiled.placed())
             if not (self.compiled and self.keep == "everything"):  # compiled code chooses by itself what it keeps
                 stack.enter_context(saved_blocks(self.model, self.keep, in_ram=self.keep_in_ram))
+            if hasattr(self.model, "row_kernels"):
+                if self.compiled:
+                    self.model.row_kernels_left_out("blocks are compiled, which fuses such steps itself")
+                else:
+                    stack.enter_context(self.model.row_kernels())
         except BaseException:
             stack.close()
             raise
@@ -117,11 +123,13 @@ class AdaptedNetwork:
         base = module.forward if frozen is None else _as_one_operation(module.forward)
         if adapter is not None:
             def forward(x, *args, **kwargs):
+                x = settled(x)
                 if self.enabled:
                     return adapter.forward(x, base)
                 return base(x, *args, **kwargs)
         elif frozen is not None:
             def forward(x, *args, **kwargs):
+                x = settled(x)
                 if x.requires_grad and torch.is_grad_enabled() and not args and not kwargs:
                     return frozen.apply(x, base, module, model)
                 return base(x, *args, **kwargs)

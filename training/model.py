@@ -72,6 +72,12 @@ class TrainableModel(Protocol):
     def weight_for_backward(self, module: torch.nn.Module, like: Tensor) -> AbstractContextManager[Tensor]:
         """The frozen weight in `like`'s dtype and device, valid inside the context only (it may be a staging buffer)."""
 
+    def row_kernels(self) -> AbstractContextManager[None]:
+        """Norms, gates and activations of the blocks by the kernels that the door chose, around the adapters' forwards."""
+
+    def row_kernels_left_out(self, reason: str) -> None:
+        """They would be there, but for the reason."""
+
     def training(self) -> AbstractContextManager[None]:
         """Everything that must be switched for gradients to be right; restores the caller's model on exit, whatever happens."""
 

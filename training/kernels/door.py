@@ -123,14 +123,14 @@ class Door:
                 return operation.cuda(self.launcher, *arguments)
             return operation.library(*arguments)
         except Unfit as reason:
-            self._note(f"Kernel {name}: torch instead of {kind} for {reason}.")
+            self.note(f"Kernel {name}: torch instead of {kind} for {reason}.")
         except (CompileFailed, CompilerMissing, OSError) as error:
             # Before anything has been started: nothing is half done.
             self.choices[name] = Choice(operation=name, implementation="torch", reason=f"{kind}: {error}")
-            self._note(f"Kernel {name} can't be used here, torch runs it: {error}")
+            self.note(f"Kernel {name} can't be used here, torch runs it: {error}")
         return operation.torch(*arguments)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
             logger.warning(text)
