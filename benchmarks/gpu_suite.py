@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,8 @@ def work(options: argparse.Namespace) -> int:
     tell = lambda kind, name, row=None: print(RECORD + json.dumps([kind, name, row]), flush=True)
     replaced = replace_missing(also=REPLACEABLE if options.bare else ())
     with booted_host(options.comfyui, cpu=options.rehearse) as host:
+        if not options.rehearse:  # the tests' host takes one thread; a run has all: the optimiser in RAM needs them
+            torch.set_num_threads(os.cpu_count() or 1)
         tell("host", "", {**environment(host), "replaced_packages": replaced})
         run(Asked(
             part=given["part"], names=given["names"], device=device, rehearse=options.rehearse, deadline=time.monotonic() + given["seconds_left"],
