@@ -3,10 +3,14 @@
 ComfyUI's own blocks, 256 wide; the products are plain torch's, with the kernels' formats and roundings.
 """
 
+import dataclasses
 from contextlib import ExitStack
 
 import pytest
 import torch
+from pistachio.training.kernels import open_door, shut_doors
+from pistachio.training.kernels.table import OPERATIONS
+from pistachio.training.patching import replaced_forward
 from support import tiny_objects
 from support.prepared import Prepared
 from support.tiny_networks import FAMILIES, NEWER_FLUX
@@ -58,10 +62,19 @@ def eight_bit_forwards(network, format):
     return found
 
 
+@pytest.fixture
+def every_kernel(monkeypatch):
+    """All that the door can give to kernels, run by their torch references."""
+    by_torch = lambda operation: dataclasses.replace(operation, cuda=lambda launcher, *arguments: operation.torch(*arguments))
+    for name, operation in list(OPERATIONS.items()):
+        if operation.cuda is not None:
+            monkeypatch.setitem(OPERATIONS, name, by_torch(operation))
+    yield lambda: open_door("cuda", torch.device("cpu"), launcher=object())
+    shut_doors()
+
+
 def run(prepared, format, compared_at=()):
     """(losses, cosine of the adapters' gradients with float32's at the same weights, linears in 8 bits)"""
-    from pistachio.training.patching import replaced_forward
-
     losses, cosines = [], []
     with prepared.model.training(), prepared.network() as network:
         optimizer = torch.optim.AdamW([network.parameters], lr=1e-3)
@@ -99,3 +112,26 @@ def test_fifty_steps_in_eight_bits_follow_float32(prepared, reference, format):
     assert min(cosines) >= LEAST_COSINE
     assert ((losses - reference).abs() / reference).max() <= LOSS_TOLERANCE[format]
     assert reference[-10:].mean() < 0.9 * reference[:10].mean()  # there was something to follow
+
+
+def test_fifty_steps_by_every_kernel_follow_float32(prepared, reference, every_kernel):
+    """Products in int8, norms, gates, rotations and activations with what they keep in 8 bits: against float32 without any of them."""
+    losses, _, count = run_with(every_kernel, prepared, "int8-convrot")
+    assert count == LINEARS[prepared.tiny.family]
+    assert ((losses - reference).abs() / reference).max() <= LOSS_TOLERANCE["int8-convrot"]
+    with prepared.model.training(), prepared.network() as network:
+        exact = prepared.gradient(network)
+    every_kernel()
+    with prepared.model.training(), prepared.network() as network, ExitStack() as stack:
+        for module, forward in eight_bit_forwards(network, "int8-convrot"):
+            stack.enter_context(replaced_forward(module, forward))
+        found = prepared.gradient(network)
+    assert torch.nn.functional.cosine_similarity(found, exact, dim=0) >= LEAST_COSINE
+
+
+def run_with(every_kernel, prepared, format):
+    every_kernel()
+    try:
+        return run(prepared, format)
+    finally:
+        shut_doors()
