@@ -59,8 +59,8 @@ def _stamp(folder: Path) -> tuple:
 
 def _read(run: Run) -> dict:
     folder = RunFolder(run.folder)
-    config, dataset, report = folder.config() or {}, folder.dataset() or {}, folder.report() or {}
-    evaluations, step = _evaluations_and_step(run.folder / "metrics.jsonl")
+    config, dataset, report = folder.config() or {}, folder.dataset() or {}, _report(run.folder / "report.json") or {}
+    evaluations, step = _evaluations_and_step(run.folder / "metrics.jsonl", with_errors=False)
     curve = [[row["step"], row["loss_delta_pct"]] for row in evaluations if row.get("loss_delta_pct") is not None]
     ended = {"status": "finished"} if is_finished(config, report) else {}
     return ended | {
@@ -85,22 +85,35 @@ def _read(run: Run) -> dict:
     }
 
 
-def _evaluations_and_step(path: Path) -> tuple[list[dict], int]:
-    """(evaluation rows by step, last step of any row). Of the errors per picture only the base's are read: they are the most of a row."""
+def _report(path: Path) -> dict | None:
+    """Without what is measured per picture, which is most of the file: it is cut out of the text before that is read as JSON."""
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    for key, brackets in (("t_values", "{}"), ("evaluations", "[]")):
+        begin = text.find(f'\n "{key}": {brackets[0]}\n')  # as `RunFolder.write_json` indents it
+        end = text.find(f"\n {brackets[1]}", begin)
+        if 0 <= begin < end:
+            text = f'{text[:begin]}\n "{key}": {brackets}{text[end + 3:]}'
+    return json.loads(text)
+
+
+def _evaluations_and_step(path: Path, *, with_errors: bool) -> tuple[list[dict], int]:
+    """(evaluation rows by step, last step of any row). `with_errors`: the base's errors per picture too; nobody asks for the others'."""
     if not path.is_file():
         return [], 0
     lines = path.read_bytes().split(b"\n")
-    by_step = {row["step"]: row for line in lines if EVALUATION_MARK in line and (row := _evaluation(line)) is not None}
+    by_step = {row["step"]: row for line in lines if EVALUATION_MARK in line and (row := _evaluation(line, with_errors)) is not None}
     last = next((row for line in reversed(lines) if line and (row := _row(line)) is not None), {})
     return [by_step[step] for step in sorted(by_step)], last.get("step", 0)
 
 
-def _evaluation(line: bytes) -> dict | None:
+def _evaluation(line: bytes, with_errors: bool) -> dict | None:
     head, mark, _ = line.partition(ERRORS_MARK)
     row = _row(head + b"}") if mark and line.endswith(b"}") else _row(line)
     if row is None or row.get("kind") != "eval":
         return None
-    return _row(line) if mark and row["step"] == 0 else row
+    return _row(line) if mark and with_errors and row["step"] == 0 else row
 
 
 def sample_rows(folder: Path) -> list[dict]:
@@ -161,7 +174,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     if len(runs) < 2:
         raise PistachioError("One run alone can't be compared. Choose at least two in the list of runs.")
-    measured = {run.name: _evaluations_and_step(run.folder / "metrics.jsonl")[0] for run in runs}
+    measured = {run.name: _evaluations_and_step(run.folder / "metrics.jsonl", with_errors=True)[0] for run in runs}
     first = runs[0].name
     differences = {run.name: _difference(first, measured[first], run.name, measured[run.name]) for run in runs[1:]}
     left_out = {name: words for name, words in differences.items() if words}

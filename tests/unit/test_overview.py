@@ -62,9 +62,9 @@ def test_training_rows_are_passed_over_and_a_second_look_reads_nothing(tmp_path,
     monkeypatch.setattr(overview, "_row", lambda line: parsed.append(line) or row_of(line))
     run = write(tmp_path, "mia", range(0, -12, -1), train_rows=1000)
     summarise(run)
-    assert len(parsed) == 14  # twelve evaluations, the base once more with its errors, and the last row for its step
+    assert len(parsed) == 13  # twelve evaluations, and the last row for its step
     summarise(run)
-    assert len(parsed) == 14
+    assert len(parsed) == 13
 
 
 def test_thinned_keeps_both_ends():
@@ -100,6 +100,18 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends_and_the_chosen_step(tmp_path
     curve = compare([write(tmp_path, "a", long), write(tmp_path, "b")]).curves[0]
     steps = [point[0] for point in curve["points"]]
     assert 400 <= len(steps) <= 401 and (steps[0], steps[-1]) == (0, 149_900) and curve["chosen_step"] in steps
+
+
+def test_a_report_is_read_without_its_rows_per_picture(tmp_path):
+    from support.many_runs import write_run
+
+    folder = write_run(tmp_path, 0, num_steps=20, num_evaluations=4, with_files=False)
+    cut, whole = overview._report(folder.path / "report.json"), folder.report()
+    assert len(whole["evaluations"]) == 5 and len(whole["t_values"]) == 6
+    assert cut == whole | {"evaluations": [], "t_values": {}}
+    odd = {"t_values": {}, "words": ["a", "b"], "evaluations": [], "note": "\n \"evaluations\": [\n"}
+    folder.write_json("report.json", odd)
+    assert overview._report(folder.path / "report.json") == odd
 
 
 def test_a_hundred_runs_of_a_thousand_steps_are_read_in_a_moment(tmp_path):
