@@ -5,11 +5,11 @@
  */
 
 import { element } from "./elements.mjs";
-import { getJson, inputNode, onMessage, onNode, postJson, toast } from "./host.mjs";
+import { getJson, inputNode, onMessage, onNode, postJson, redraw, toast } from "./host.mjs";
 import { button } from "./review_parts.mjs";
 import { say, sayNumber } from "./words.mjs";
 
-const HEIGHT_PX = 88;
+const HEIGHT_PX = 84 + 2 * 10; // with the margin that the older renderer leaves
 const ASK_INTERVAL_MS = 1000;
 const READ_WAIT_MS = 300;
 
@@ -110,6 +110,7 @@ class CaptionerView {
       serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT_PX, getMaxHeight: () => HEIGHT_PX,
     });
     widget.serialize = false;
+    redraw();
   }
 }
 

@@ -10,11 +10,14 @@ import { planOf, targetOf } from "./drop_plan.mjs";
 import { element } from "./elements.mjs";
 import { chooseFolder, thumbnail } from "./folders.mjs";
 import { contentWords } from "./folders_list.mjs";
-import { getJson, inputNode, nodeAt, onMessage, onNode, toast } from "./host.mjs";
+import { getJson, inputNode, nodeAt, onMessage, onNode, redraw, toast } from "./host.mjs";
 import { button } from "./review_parts.mjs";
 import { say, sayCounted } from "./words.mjs";
 
-const HEIGHT_PX = 128;
+const MARGIN_PX = 10; // that the older renderer leaves around an element
+const HEIGHT_PX = 136 + 2 * MARGIN_PX;
+const WIDTH_PX = 300;
+const BUTTON_HEIGHT_PX = 30 + 2 * MARGIN_PX;
 const READ_WAIT_MS = 250; // while a name is typed
 const OTHER_DOM = ".dom-widget"; // the host's frame of an element over the canvas, where the canvas itself hears nothing
 
@@ -45,11 +48,12 @@ class FolderView {
     this.status.setAttribute("role", "status");
     this.actions = element("div", "actions");
     this.result = element("div", { className: "result", hidden: true }, this.status, this.bar, this.actions);
-    this.root = element("div", "pistachio-folder", element("div", "top", this.choose, this.add, this.count, this.files), this.strip, this.result);
+    this.root = element("div", "pistachio-folder", element("div", "top", this.choose, this.add, this.files), this.count, this.strip, this.result);
     const widget = node.addDOMWidget("pictures", "pistachio_folder", this.root, {
       serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT_PX, getMaxHeight: () => HEIGHT_PX,
     });
     widget.serialize = false;
+    node.setSize([Math.max(node.size[0], WIDTH_PX), node.size[1] + HEIGHT_PX]); // the host does it in its own time only
     for (const type of ["keydown", "keyup"]) this.root.addEventListener(type, (event) => event.stopPropagation());
     this.strip.addEventListener("wheel", (event) => event.stopPropagation());
   }
@@ -69,6 +73,7 @@ class FolderView {
     if (!widget || widget.value === folder) return;
     widget.value = folder;
     widget.callback?.(folder);
+    redraw();
   }
 
   /** Looks at the folder anew. */
@@ -80,7 +85,9 @@ class FolderView {
     } catch (error) {
       if (!(error instanceof TypeError)) throw error; // the connection is told of elsewhere
     }
-    if (question === this.asked) this.draw();
+    if (question !== this.asked) return;
+    this.draw();
+    redraw(); // a node out of a workflow may be too low for what it has got since
   }
 
   draw() {
@@ -180,7 +187,8 @@ class FolderView {
       return;
     }
     const isBad = upload.outcome.refused.length > 0;
-    this.showResult(upload.words, upload.notes, isBad);
+    if (upload.notes.length) this.showResult(upload.words, upload.notes, isBad);
+    else this.hideResult(); // the pictures themselves say it
     toast(isBad ? "info" : "success", say("drop.done", { folder: upload.folder }), [upload.words, ...upload.notes.slice(0, 2)].join("\n"));
   }
 
@@ -281,10 +289,13 @@ function buttonOnNode(node, name) {
     if (chosen === null) return;
     widget.value = chosen;
     widget.callback?.(chosen);
+    redraw();
   }, say("folders.choose"));
   const root = element("div", "pistachio-folder button", choose);
-  const shown = node.addDOMWidget("choose_folder", "pistachio_choose_folder", root, { serialize: false, hideOnZoom: false, getMinHeight: () => 32, getMaxHeight: () => 32 });
+  const shown = node.addDOMWidget("choose_folder", "pistachio_choose_folder", root, { serialize: false, hideOnZoom: false, getMinHeight: () => BUTTON_HEIGHT_PX, getMaxHeight: () => BUTTON_HEIGHT_PX });
   shown.serialize = false;
+  node.setSize([node.size[0], node.size[1] + BUTTON_HEIGHT_PX]);
+  setTimeout(redraw);
 }
 
 onNode("PistachioSaveToDataset", (node) => buttonOnNode(node, "folder"));

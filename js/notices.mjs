@@ -11,7 +11,7 @@ import { say, sayCounted } from "./words.mjs";
 
 const OURS = /^Pistachio/;
 const MOST_TOASTS = 3;
-const TOAST_MS = 20_000;
+const TOAST_MS = 15_000;
 const PROMPT_PATH = /\/prompt$/;
 const LOOK_INTERVAL_MS = 150; // for the host to have read the answer
 const MOST_LOOKS = 10;
@@ -37,32 +37,25 @@ function tell(summary, detail, severity = "error") {
   told.push(toastInstead({ severity, summary, detail, life: TOAST_MS }));
 }
 
-/** @returns {boolean} whether there was something to tell */
 function tellInputs() {
   const wrong = Object.entries(nodeErrors()).filter(([, { class_type: type, errors }]) => OURS.test(type) && errors?.length);
-  clear();
   for (const [id, { class_type: type, errors }] of wrong.slice(0, MOST_TOASTS)) {
     const node = nodeOf(id);
     const words = errors.map((error) => inputWords(error, inputTip(node, error.extra_info?.input_name ?? error.details)));
     tell(node?.title ?? type, [...new Set(words)].join("\n"));
   }
   if (wrong.length > MOST_TOASTS) tell(sayCounted("notices.more", wrong.length - MOST_TOASTS), "");
-  return wrong.length > 0;
 }
 
 // The older host says nothing of a refused Run to its extensions; that its request has ended the browser itself tells.
-let before = "";
 new PerformanceObserver((list) => {
   const asked = list.getEntries().filter(({ name }) => PROMPT_PATH.test(new URL(name).pathname));
   if (!asked.length) return;
-  before = "";
+  clear();
   let looks = 0;
   const look = () => {
-    const now = JSON.stringify(nodeErrors());
-    if (now !== "{}" && now !== before) {
-      before = now;
-      tellInputs();
-    } else if (++looks < MOST_LOOKS) setTimeout(look, LOOK_INTERVAL_MS);
+    if (Object.keys(nodeErrors()).length) tellInputs();
+    else if (++looks < MOST_LOOKS) setTimeout(look, LOOK_INTERVAL_MS);
   };
   look();
 }).observe({ type: "resource" });
@@ -71,10 +64,8 @@ new PerformanceObserver((list) => {
 
 onMessage("execution_error", (data) => {
   if (!OURS.test(data.node_type ?? "")) return;
-  clear();
   tell(nodeOf(data.node_id)?.title ?? data.node_type, stopWords(data));
 });
-onMessage("execution_start", clear);
 
 // ---- a server that does not answer -----------------------------------------------------
 
