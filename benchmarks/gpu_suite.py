@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import Empty, Queue
 
 from bench_support import ROOT, booted_host, environment, load_packages, write_json
-from gpu_parts import NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
+from gpu_parts import FLOPS, NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
 from gpu_results import Results
 from missing_packages import REPLACEABLE, replace_missing
 
@@ -127,9 +127,8 @@ class Suite:
 
     def missing(self, part: str, names: list[str]) -> list[str]:
         """Round by round, so that arms take turns."""
-        return [
-            name for turn in range(1 if self.options.rehearse else ROUNDS.get(part, 1)) for name in names if self.results.rounds(part, name) <= turn
-        ]
+        turns = 1 if self.options.rehearse else ROUNDS.get(part, 1)
+        return [name for turn in range(turns) for name in names if self.results.rounds(part, name) <= turn and (turn == 0 or name != FLOPS)]
 
     def run(self, part: str, names: list[str]) -> None:
         todo = self.missing(part, names)
@@ -155,7 +154,8 @@ class Suite:
             elif finished == 0:
                 self.add(part, todo[0], {"failed": f"its process ended: {worker.last_words()}"})
                 finished = 1
-            todo = todo[finished:]
+            lost = begun or (todo[0] if finished == 1 and self.results.row(part, todo[0]).get("failed") else None)
+            todo = [name for name in todo[finished:] if name != lost]  # it would only cost another process
         for name in todo:
             if self.results.row(part, name) is None:
                 self.results.add(part, name, {"skipped": "no time left"})
