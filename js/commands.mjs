@@ -47,15 +47,18 @@ async function post(run, action, content) {
 
 async function compareNewest() {
   const run = await newestRun(({ checkpoints }) => checkpoints.length > 0);
-  const details = run && (await getJson(`/pistachio/runs/${encodeURIComponent(run.name)}`));
-  if (!details) return toast("info", say("commands.no_checkpoints"));
+  const history = run && (await getJson(`/pistachio/runs/${encodeURIComponent(run.name)}/history`));
+  if (!history) return toast("info", say("commands.no_checkpoints"));
+  const details = { ...run, ...history };
   if ((details.samples ?? []).length < 2) return toast("info", details.name, say("commands.no_samples"));
   openCheckpoints(details, async (step) => {
     try {
       const { lora_name: file } = await post(details.name, "install", { step });
       toast("success", say("commands.installed", { step }), `models/loras/${file}`);
+      return true;
     } catch (error) {
       toast("error", details.name, String(error instanceof Error ? error.message : error));
+      return false;
     }
   });
 }
