@@ -44,7 +44,7 @@ class FolderDialog {
     this.filter = element("input", { type: "search", placeholder: say("folders.filter"), ariaLabel: say("folders.filter") });
     this.filter.addEventListener("input", () => this.show(0));
     this.list = element("div", { className: "list", tabIndex: 0 });
-    this.list.setAttribute("role", "listbox");
+    this.list.setAttribute("role", "grid"); // an option of a listbox may hold no button
     this.list.setAttribute("aria-label", say("folders.list"));
     this.note = element("div", { className: "note" });
     this.note.setAttribute("role", "status");
@@ -126,17 +126,23 @@ class FolderDialog {
   /** @param {Folder} folder @param {number} index */
   row(folder, index) {
     const pictures = element("span", "pictures", ...(folder.first ?? []).map((picture) => thumbnail(folder.folder, picture)));
-    const words = element("span", "words", element("strong", "", folder.name), element("span", folder.problem ? "problem" : "quiet", contentWords(folder)));
+    const words = element("span", "words", element("strong", "", folder.name), " ", element("span", folder.problem ? "problem" : "quiet", contentWords(folder)));
     const row = element("div", "row", pictures, words);
     row.id = `pistachio-folder-${index}`;
-    row.setAttribute("role", "option");
-    row.setAttribute("aria-label", `${folder.name}. ${contentWords(folder)}`);
+    row.setAttribute("role", "row");
+    words.setAttribute("role", "gridcell");
+    let label = `${folder.name}. ${contentWords(folder)}`;
     if (hasFolders(folder)) {
-      const inner = button(say("folders.open", { name: folder.name }), () => this.open(folder.folder).then(() => this.list.focus()), sayCounted("folders.inner", folder.num_folders ?? 0));
+      const count = sayCounted("folders.inner", folder.num_folders ?? 0);
+      const inner = button(say("folders.open", { name: folder.name }), () => this.open(folder.folder).then(() => this.list.focus()), count);
       inner.className = "inner";
       inner.tabIndex = -1; // the arrow key does the same
-      row.append(inner);
+      const cell = element("span", "", inner);
+      cell.setAttribute("role", "gridcell");
+      row.append(" ", cell);
+      label += `. ${count}`;
     }
+    row.setAttribute("aria-label", label);
     row.addEventListener("click", (event) => {
       if (/** @type {Element} */ (event.target).closest("button")) return;
       this.current = index;

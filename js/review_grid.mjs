@@ -40,7 +40,8 @@ class Tile {
     this.badges = element("div", "badges");
     this.caption = element("div", "caption");
     this.name = element("div", "name");
-    this.root = element("div", "tile", this.thumb, this.badges, this.caption, this.name);
+    // In the order in which they are read out, as words of their own; the style sheet puts the name last.
+    this.root = element("div", "tile", this.thumb, this.name, " ", this.badges, this.caption);
     this.root.setAttribute("role", "gridcell");
     this.root.id = id;
     /** @type {Picture | null} */
@@ -71,9 +72,9 @@ class Tile {
     this.name.textContent = picture.name;
     this.root.classList.toggle("excluded", Boolean(picture.is_excluded));
     const badges = badgesOf(picture, topics);
-    this.badges.replaceChildren(...badgeElements(badges));
-    const said = badges.map(([, words, title]) => (title ? `${words}: ${title}` : words));
-    this.root.setAttribute("aria-label", [picture.name, ...said, text.slice(0, SHOWN_LETTERS) || say("review.no_caption")].join(". "));
+    this.badges.replaceChildren(...badgeElements(badges).flatMap((badge) => [badge, " "]));
+    const words = badges.map(([, word]) => word), reasons = badges.map(([, , title]) => title).filter(Boolean);
+    this.root.setAttribute("aria-label", [picture.name, ...words, this.caption.textContent, ...reasons].join(". "));
   }
 
   /** An attribute that is set again is a change to the browser: only what differs. @param {boolean} isCurrent */

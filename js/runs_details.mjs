@@ -78,6 +78,7 @@ async function fillIn(run, panel, table, compare) {
   if (!answer) return;
   const history = fromServer(answer);
   panel.show(history);
+  panel.root.ariaLabel = run.name; // another may stand on the canvas
   panel.root.classList.toggle("with-samples", history.samples.length > 0);
   if (history.samples.length > 1) compare.hidden = false;
   const take = async (/** @type {number} */ step) => {
@@ -91,9 +92,9 @@ async function fillIn(run, panel, table, compare) {
   compare.onclick = () => openCheckpoints({ ...run, ...answer }, take);
   const drawRows = () => {
     const rows = run.checkpoints.map((step) => rowOf(run, history, step, take));
-    const heads = [say("checkpoints.step"), say("checkpoints.loss"), ""].map((text) => element("th", { textContent: text, scope: "col" }));
+    const heads = [say("checkpoints.step"), say("checkpoints.loss")].map((text) => element("th", { textContent: text, scope: "col" }));
     table.tBodies[0]?.remove();
-    table.createTBody().append(element("tr", {}, ...heads), ...rows);
+    table.createTBody().append(element("tr", {}, ...heads, element("td")), ...rows);
   };
   drawRows();
 }

@@ -45,8 +45,8 @@ def make(canvas, *types: str, **values) -> None:
         """([types, values]) => {
             types.forEach((type, i) => {
                 const node = LiteGraph.createNode(type);
-                app.graph.add(node);
                 node.pos = [20 + 430 * i, 60];
+                app.graph.add(node);
                 if (i === 0) for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value;
             });
             app.canvas.ds.scale = 1;
@@ -152,13 +152,13 @@ def test_a_folder_is_chosen_by_keyboard(canvas, server, name):
     current = lambda: page.evaluate("dialog => { const list = document.querySelector(dialog + ' .list'); return document.getElementById(list.getAttribute('aria-activedescendant'))?.getAttribute('aria-label'); }", DIALOG)
     assert current() == "set 1. 3 pictures, all with a caption"
     page.keyboard.press("ArrowDown")
-    assert current() == "set 2. 5 pictures, all with a caption"
+    assert current() == "set 2. 5 pictures, all with a caption. 1 folder"
     page.keyboard.press("ArrowRight")
     page.wait_for_function("dialog => document.querySelector(dialog + ' .row strong')?.textContent === 'inner'", arg=DIALOG)
     assert page.locator(f"{DIALOG} .trail button").all_inner_texts() == ["Places", "input", name, "set 2"]
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("dialog => document.querySelectorAll(dialog + ' .row').length === 3", arg=DIALOG)
-    assert current() == "set 2. 5 pictures, all with a caption"
+    assert current() == "set 2. 5 pictures, all with a caption. 1 folder"
     page.keyboard.type("10")
     page.wait_for_function("dialog => document.querySelectorAll(dialog + ' .row').length === 1", arg=DIALOG)
     page.wait_for_function("dialog => document.querySelector(dialog + ' .row img')?.naturalWidth > 0", arg=DIALOG, timeout=WAIT_MS)
