@@ -234,7 +234,7 @@ def test_the_chart_answers_the_pointer(canvas, server, request):
     page.wait_for_selector(f"{PANEL} .readout")
     assert page.text_content(f"{PANEL} .readout").startswith("step 4000 · held out −14 % ± 1.0 · training pictures −20 % · gap 6.0 points · training loss ")
     assert text(canvas, ".memory") == "peak 10.5 GB · planned 11.0 GB · limit 15.0 GB"
-    assert text(canvas, ".trained") == "training pictures, gap 31.0 points"
+    assert text(canvas, ".legend .trained") == "training pictures, gap 31.0 points"
 
     ticks = page.locator(f"{PANEL} text.tick").all_text_contents()
     page.mouse.down()
