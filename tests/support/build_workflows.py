@@ -342,7 +342,7 @@ def one_form(graph) -> None:
     graph.add("SaveImage", (x + 450, 0), (700, 1060), images=sheet, filename_prefix="pistachio/test_sheet")
     graph.results.append(len(graph.nodes))
     graph.group("4  Test sheet", (x - 30, -110, 1210, 1200), PURPLE)
-    graph.ask(dataset, "folder", "About 20 pictures, in ComfyUI's input", label="folder of pictures")
+    graph.ask(dataset, "folder", "About 20 of one character", label="folder of pictures")
     graph.ask(model, "ckpt_name", "Train on what you generate with", label="base model")
     graph.ask(captioned, "trigger_word", "A rare word for the character", label="trigger word")
     graph.ask(run, "live", "While it trains")

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 IMAGES = ROOT / "docs" / "images"
-VIEW = {"width": 1800, "height": 1300}
-FORM_VIEW = {"width": 1500, "height": 900}
+VIEW = {"width": 1800, "height": 1900}  # higher than any row: the canvas's own buttons stand at its foot
+FORM_VIEW = {"width": 1500, "height": 1000}
 THUMBNAIL_PX = 512
+MARGIN, HEADER, LABEL, BETWEEN, AROUND, CELL_PX = 22, 70, 24, 6, 26, 160  # of a test sheet, whose pictures are as small as the demo's
 CHECKPOINT = "pistachio_demo.safetensors"
 SCENES = ("laughing, yellow shirt, blue background, bust", "sad, black shirt, pink background, close-up", "surprised, white shirt, orange background, bust",
           "happy, green shirt, teal background, close-up", "angry, blue shirt, grey background, bust", "happy, red shirt, purple background, bust")
@@ -77,7 +78,7 @@ def demo_workflow(object_info: dict, num_steps: int) -> dict:
 
 
 def form_workflow(object_info: dict, num_steps: int) -> dict:
-    """The one form with the demo's checkpoint; a base so small needs a higher learning rate than the form plans."""
+    """The one form with the demo's checkpoint; a base so small needs a higher learning rate and a smaller size than the form plans."""
     graph = Graph(object_info=object_info, pack_version="", core_version="")
     build_workflows.one_form(graph)
     (optimizer,) = graph.add("PistachioOptimizerSettings", (1350, 1150), (320, 200), learning_rate=LEARNING_RATE)
@@ -85,9 +86,14 @@ def form_workflow(object_info: dict, num_steps: int) -> dict:
     slot = next(index for index, one in enumerate(train["inputs"]) if one["name"] == "optimizer")
     train["inputs"][slot]["link"] = len(graph.links) + 1
     graph.links.append([len(graph.links) + 1, optimizer.node, 0, train["id"], slot, optimizer.type])
+    encode = next(node for node in graph.nodes if node["type"] == "PistachioEncodeDataset")
+    size = next(one for one in encode["inputs"] if one["name"] == "resolution")
+    graph.links = [link for link in graph.links if link[0] != size["link"]]
+    size["link"] = None
     return changed(graph, {
         "CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT},
         "PistachioCaptionDataset": {"trigger_word": TRIGGER},
+        "PistachioEncodeDataset": {"resolution": SIZE_PX},
         "PistachioTrainLora": {"num_steps": num_steps, "batch_size": 4},
         "PistachioTestSheet": {
             "scenes": "\n".join(f"woman, {scene}" for scene in SCENES), "steps": SAMPLER["steps"], "cfg": SAMPLER["cfg"],
@@ -146,7 +152,8 @@ def take(server: Server, num_steps: int) -> None:
 
         page = browser.new_context(viewport=FORM_VIEW).new_page()
         canvas = Canvas(page=page, server=server).open(nodes_2=True)
-        canvas.load(form_workflow(server.object_info(), num_steps))
+        title = build_workflows.TITLES["one_form"]
+        page.evaluate("([graph, name]) => app.loadGraphData(graph, true, true, name)", [form_workflow(server.object_info(), num_steps), title])
         page.get_by_role("button", name="Skip").click(timeout=20_000)
         page.get_by_test_id("linear-run-button").get_by_role("button", name="Run").click()
         wait(page, server)
@@ -166,9 +173,16 @@ def wait(page, server: Server) -> None:
 
 
 def thumbnail(sheet: Image.Image) -> Image.Image:
-    """The title of a sheet would be too small to read: the middle of it, as high as it is wide."""
-    side = min(sheet.size)
-    return sheet.crop((0, sheet.height - side, side, sheet.height)).resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    """The first two scenes, base and LoRA beside each other: the words of a sheet would be too small to read."""
+    made = Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), "white")
+    side = (THUMBNAIL_PX - 4) // 2
+    for scene in range(2):
+        for place in range(2):
+            left = MARGIN + scene * (2 * CELL_PX + BETWEEN + AROUND) + place * (CELL_PX + BETWEEN)
+            top = MARGIN + HEADER + LABEL
+            cell = sheet.crop((left, top, left + CELL_PX, top + CELL_PX)).resize((side, side), Image.Resampling.LANCZOS)
+            made.paste(cell, (place * (side + 4), scene * (side + 4)))
+    return made
 
 
 # In Nodes 2.0 a node is as high as what it shows, which is more after a run: those below it move down, and the groups grow.
@@ -197,7 +211,7 @@ def picture_of(page, first: list, last: list) -> Image.Image:
     """The canvas from one group to another, over the whole width."""
     (left, top, _, height), right = first, last[0] + last[2]
     height = max(height, last[3])
-    scale = min((VIEW["width"] - 2 * MARGIN_PX) / (right - left), (VIEW["height"] - 2 * MARGIN_PX) / height)
+    scale = (VIEW["width"] - 2 * MARGIN_PX) / (right - left)
     page.evaluate(
         "([scale, x, y]) => { app.canvas.deselectAll(); app.canvas.ds.scale = scale; app.canvas.ds.offset = [x, y]; app.canvas.setDirty(true, true); }",
         [scale, MARGIN_PX / scale - left, MARGIN_PX / scale - top],
