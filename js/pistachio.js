@@ -18,5 +18,6 @@ await Promise.all([
   import("./one_form.mjs"),
   import("./review_places.mjs"),
   import("./runs.mjs"),
+  import("./sentences.mjs"),
   import("./train_view.mjs"),
 ]);
