@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.javascript import without_comments
+
 OLDEST_NODE = 20
 SCRIPTS = {".js", ".mjs"}
 # What would draw on the host's canvas (gone in its newer renderer), reach into the host's classes, or need a build.
@@ -24,7 +26,7 @@ BUILD_FILES = {"package.json", "package-lock.json", "vite.config.js", "rollup.co
 
 
 def problems(source: str) -> list[str]:
-    code = re.sub(r"/\*.*?\*/", "", re.sub(r"(?<![:\"'`])//[^\n]*", "", source), flags=re.S)
+    code = without_comments(source)
     return [what for what, pattern in FORBIDDEN.items() if pattern.search(code)]
 
 

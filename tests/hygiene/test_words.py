@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from support.javascript import spoken_literals, without_comments
+
 ENTRY = re.compile(r'^  "(?P<key>[\w.]+)":\s+(?P<text>"(?:[^"\\]|\\.)*"),$')
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 SAID = re.compile(r"\b(?:say|sayCounted)\(\s*\"([\w.]+)\"")
@@ -27,10 +29,6 @@ def differences(english: dict[str, str], other: dict[str, str]) -> list[str]:
         if set(PLACEHOLDER.findall(english[key])) != set(PLACEHOLDER.findall(other[key])):
             told.append(f"{key} has other placeholders")
     return sorted(told)
-
-
-def without_comments(source: str) -> str:
-    return re.sub(r"/\*.*?\*/", "", re.sub(r"(?<![:\"'`])//[^\n]*", "", source), flags=re.S)
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +63,18 @@ def test_what_is_said_is_in_the_table_and_what_is_in_the_table_is_said(tables, s
     named = said | {key for source in sources.values() for key in KEY.findall(source)}
     unused = [key for key in english if key not in named and not (key.rsplit(".", 1)[0] in named and key.endswith((".one", ".other")))]
     assert unused == [], "keys that no script names; a key is written out in full where it is said"
+
+
+def test_a_script_has_no_words_of_its_own(repository):
+    files = sorted(path for path in (repository / "js").glob("*.*js"))
+    assert {file.name: told for file in files if (told := spoken_literals(file.read_text(encoding="utf-8")))} == {}
+
+
+def test_words_in_a_script_are_told():
+    for source in (
+        'button.textContent = "Stop and keep";', 'element("button", { title: `Install step ${step}` })', 'root.setAttribute("aria-label", "Pictures");',
+        'toast("error", "It failed");', 'throw new Error("Restart it.");', 'element("h3", "", "Keys")', 'onCommand({ id, label: "Review" });', "title: `${count} pictures`",
+    ):
+        assert spoken_literals(source), source
+    for source in ('button.textContent = say("panel.stop");', '// title: "Stop"', 'accept: "image/*"; // not a comment', 'element("div", "words", say("a.b"));', "title: `${name}`"):
+        assert spoken_literals(source) == [], source
