@@ -167,8 +167,11 @@ function put(points, point) {
 /** @param {number | null} secondsPerStep */
 export function speed(secondsPerStep) {
   if (!secondsPerStep) return "";
-  return secondsPerStep < 1 ? say("panel.speed.fast", { steps: (1 / secondsPerStep).toPrecision(2) }) : say("panel.speed.slow", { seconds: secondsPerStep.toPrecision(2) });
+  return secondsPerStep < 1 ? say("panel.speed.fast", { steps: twoDigits(1 / secondsPerStep) }) : say("panel.speed.slow", { seconds: twoDigits(secondsPerStep) });
 }
+
+/** @param {number} value */
+const twoDigits = (value) => Number(value.toPrecision(2)); // toPrecision alone writes 120 as 1.2e+2
 
 /** @param {number} seconds */
 export function duration(seconds) {
