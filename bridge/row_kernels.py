@@ -6,9 +6,11 @@ that autograd records, and only for operations that the door gave to a kernel: e
 
 from __future__ import annotations
 
+import inspect
 import logging
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Callable, Iterator
 
 import comfy.ldm.flux.math
@@ -108,7 +110,7 @@ def _replace(stack: ExitStack, model, block: nn.Module, places: Places, chosen: 
     if "norm_modulate" in chosen:
         for path, reader in places.modulated.items():
             if path in modules and _form(modules[path]) is not None:
-                copied = places.adds_in_place and "gated_residual" not in chosen
+                copied = places.adds_in_place and ("gated_residual" not in chosen or _adds_by_name(type(block)))
                 found.append((modules[path], _modulated_norm(modules[path], model, modules.get(reader), copied)))
         found += [(modules[path], _norm(modules[path])) for path in places.norms if path in modules and _form(modules[path]) is not None]
     if "rms_rope_" in chosen:
@@ -116,7 +118,7 @@ def _replace(stack: ExitStack, model, block: nn.Module, places: Places, chosen: 
             form = _form(modules[path]) if path in modules else None
             if form is not None and form.weight is not None and not form.centred and safe_weight(form.weight):
                 found.append((modules[path], _heads(modules[path], places.whole_row)))
-    if "gated_residual" in chosen:
+    if "gated_residual" in chosen and not _adds_by_name(type(block)):
         found += [(modules[path], _gated(modules[path])) for path in places.gated if path in modules]
     if "gelu8" in chosen:
         found += [(modules[path], _gelu(modules[path])) for path in places.gelus if isinstance(modules.get(path), nn.GELU) and modules[path].approximate == "tanh"]
@@ -125,6 +127,12 @@ def _replace(stack: ExitStack, model, block: nn.Module, places: Places, chosen: 
     for module, forward in found:
         stack.enter_context(replaced_forward(module, forward))
     return len(found)
+
+
+@lru_cache(maxsize=None)
+def _adds_by_name(block: type) -> bool:
+    """`x.add_(y)` writes into x, where a waiting `x += y` gives another tensor: the two look alike to it."""
+    return ".add_(" in inspect.getsource(block)
 
 
 # ---- norms ---------------------------------------------------------------

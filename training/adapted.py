@@ -20,6 +20,7 @@ from .adapters.start import AdapterStart, check_covered
 from .compiled import CompiledBlocks
 from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
+from .kernels import forget_inputs
 from .kernels.pending import settled
 from .model import TrainableModel
 from .patching import replaced_forward
@@ -115,6 +116,7 @@ class AdaptedNetwork:
     def __exit__(self, *exc_info) -> None:
         self._stack.close()
         self._stack = None
+        forget_inputs()
 
     def _replacement(self, path: str, module: torch.nn.Module):
         model = self.model

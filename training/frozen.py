@@ -50,13 +50,14 @@ def eight_bit_lora(x_NI: Tensor, site: LoraSite) -> tuple[Tensor, Tensor] | None
     if packed is None or not whole_products(x_NI.device, packed.format):
         return None
     from .kernels.linear import LowRank, product
+    from .kernels.neighbours import low_rank_input
 
     def run(x_NI: Tensor, h_NR: Tensor) -> Tensor:
         # The weight is fetched each time: by the time of another run it may have been moved.
         low_rank = LowRank(h_NR, site.b_OR.to(h_NR.dtype), site.scale)
         return product(x_NI, model.packed_weight(module, x_NI), model.packed_bias(module, x_NI), low_rank)
 
-    h_NR = x_NI.mm(site.a_IR.to(x_NI.dtype))
+    h_NR = low_rank_input(x_NI, site)
     tape = recording()
     return (run(x_NI, h_NR) if tape is None else tape.product(run, x_NI, h_NR)), h_NR
 
@@ -84,13 +85,14 @@ class LoraSite:
     They are made once: in a small layer a transposition costs as much as the product it is for.
     """
 
-    __slots__ = ("base", "module", "model", "scale", "a_RI", "b_OR", "a_IR", "b_RO", "da_RI", "db_RO")
+    __slots__ = ("base", "module", "model", "scale", "a_RI", "b_OR", "a_IR", "b_RO", "da_RI", "db_RO", "neighbours", "__weakref__")
 
     def __init__(self, base: Callable, module: torch.nn.Module, model: TrainableModel, a_RI: Tensor, b_OR: Tensor, scale: float):
         self.base, self.module, self.model, self.scale = base, module, model, scale
         self.a_RI, self.b_OR = a_RI.detach(), b_OR.detach()
         self.a_IR, self.b_RO = self.a_RI.t(), self.b_OR.t()
         self.da_RI, self.db_RO = a_RI.grad, b_OR.grad.t()
+        self.neighbours: tuple = ()  # sites that read the same x, by kernels/neighbours.py
 
 
 class LoraLinear(Function):

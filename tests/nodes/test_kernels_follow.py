@@ -89,6 +89,7 @@ def run(prepared, format, compared_at=()):
             with ExitStack() as stack:
                 for module, forward in forwards:
                     stack.enter_context(replaced_forward(module, forward))
+                stack.enter_context(prepared.model.row_kernels())  # around these forwards too
                 loss = prepared.errors().mean()
                 loss.backward()
             if exact is not None:
@@ -125,6 +126,7 @@ def test_fifty_steps_by_every_kernel_follow_float32(prepared, reference, every_k
     with prepared.model.training(), prepared.network() as network, ExitStack() as stack:
         for module, forward in eight_bit_forwards(network, "int8-convrot"):
             stack.enter_context(replaced_forward(module, forward))
+        stack.enter_context(prepared.model.row_kernels())
         found = prepared.gradient(network)
     assert torch.nn.functional.cosine_similarity(found, exact, dim=0) >= LEAST_COSINE
 

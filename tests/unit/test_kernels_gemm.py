@@ -6,12 +6,13 @@ Results begin as NaN. What a card would race on (a slot of shared memory filled 
 import pytest
 import torch
 from pistachio.training.kernels import codes as codes_module
-from pistachio.training.kernels import norm_modulate, nvrtc, programs
+from pistachio.training.kernels import forget_inputs, neighbours, norm_modulate, nvrtc, programs
 from pistachio.training.kernels.codes import codes_of, forget
 from pistachio.training.kernels.door import Door, open_door, shut_doors, whole_products
 from pistachio.training.kernels.gemm import pool_bytes, tiles_for
 from pistachio.training.kernels.glue import Unfit
 from pistachio.training.kernels.linear import Adapter, LowRank, lora_linear, product, product_backward
+from pistachio.training.kernels.neighbours import low_rank_input
 from pistachio.training.kernels.norm import NormModulate
 from pistachio.training.kernels.table import OPERATIONS
 from pistachio.training.quantization.formats import dequantize, quantize, rotate
@@ -39,7 +40,7 @@ def poisoned():
     yield
     torch.use_deterministic_algorithms(False)
     shut_doors()
-    forget()
+    forget_inputs()
 
 
 def seeded(*shape, dtype=F32, seed=0, scale=1.0):
@@ -240,3 +241,37 @@ def test_kept_codes_are_never_of_other_rows():
 def test_gradients_pass_a_norm_with_codes():
     x, shift = seeded(1, 3, 16).double().requires_grad_(True), seeded(1, 16, seed=1).double().requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x, shift: NormModulate.apply(x, None, None, shift, shift, 1e-6, True, (False, 16)), (x, shift))
+
+
+class Site:
+    def __init__(self, rank, seed):
+        self.a_RI, self.neighbours = seeded(rank, 8, seed=seed), ()
+
+
+def test_layers_that_read_the_same_rows_share_one_product(monkeypatch):
+    sites, taken = [Site(rank, seed) for seed, rank in enumerate((2, 4, 3))], []
+    product_ = torch.Tensor.mm
+    monkeypatch.setattr(torch.Tensor, "mm", lambda x, a: taken.append(tuple(a.shape)) or product_(x, a))
+
+    def run(x, order=(0, 1, 2)):
+        taken.clear()
+        for index in order:
+            torch.testing.assert_close(low_rank_input(x, sites[index]), product_(x, sites[index].a_RI.t()))
+
+    run(seeded(5, 8, seed=10))
+    assert taken == [(8, 2), (8, 4), (8, 3)]  # not known yet
+    x = seeded(5, 8, seed=11)
+    run(x)
+    assert taken == [(8, 9)]
+    for site in sites:
+        site.a_RI.mul_(2)  # a step of the optimiser, over rows that stay
+    run(x)
+    assert taken == [(8, 9)]
+    run(seeded(5, 8, seed=12), order=(1, 0, 2))  # another order: nobody leads at first, and nothing is wrong
+    for _ in range(2):
+        run(seeded(5, 8, seed=13), order=(0,))
+    x = seeded(8, 8, seed=14)
+    run(x)
+    run(x.t())  # the same memory, other rows
+    neighbours.forget()
+    assert not neighbours._last

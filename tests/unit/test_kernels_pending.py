@@ -54,6 +54,14 @@ def test_an_addition_in_place_gives_a_new_tensor_where_a_kernel_does_it():
     assert calls == ["gated"] and torch.equal(before, X) and torch.allclose(x, X + Y * V)
 
 
+@pytest.mark.parametrize("gate", [V.double(), V[0, 0], 2.0])
+def test_an_addition_in_place_leaves_what_a_norm_kept_where_no_kernel_does_it(gate):
+    calls, x = [], X.clone()
+    kept = x
+    x += product(calls) * gate
+    assert calls == [] and torch.equal(kept, X) and torch.allclose(x, (X + Y * gate).float())
+
+
 def test_writing_into_a_part_is_kept():
     waiting = norm([])
     waiting[:, :1] *= V

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import activation, gate, norm, rope
+from . import activation, codes, gate, neighbours, norm, rope
 from .door import Door, door_of, open_door, shut_doors
 from .operators import define_operators
 
@@ -56,4 +56,10 @@ def rms_rope(x: Tensor, weight: Tensor, table: Tensor, *, eps: float, whole_row:
     return rope.reference(x, weight, table, eps=eps, whole_row=whole_row)
 
 
-__all__ = ["Door", "door_of", "open_door", "shut_doors", "norm_modulate", "gated_residual", "gelu", "swiglu", "rms_rope"]
+def forget_inputs() -> None:
+    """A run is over: what was kept of its last layers' inputs goes."""
+    codes.forget()
+    neighbours.forget()
+
+
+__all__ = ["Door", "door_of", "open_door", "shut_doors", "norm_modulate", "gated_residual", "gelu", "swiglu", "rms_rope", "forget_inputs"]

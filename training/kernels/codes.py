@@ -22,26 +22,31 @@ class _Kept(NamedTuple):
 _last: dict[torch.device, _Kept] = {}
 
 
-def _place(x: Tensor, fp8: bool, group: int) -> tuple | None:
+def place_of(x: Tensor) -> tuple | None:
+    """What tells these rows, unwritten, from any other while their storage lives; None where nothing does."""
     if x.is_inference() or x.device.type == "meta" or type(x) not in (Tensor, torch.nn.Parameter):
         return None  # no count of writes, or no memory
     # A captured graph must hold all that it reads.
     captured = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    rows = x.numel() // max(1, x.shape[-1])
-    return x.untyped_storage()._cdata, x._version, x.storage_offset(), rows, x.shape[-1], x.dtype, fp8, group, captured
+    return x.untyped_storage()._cdata, x._version, x.storage_offset(), x.numel() // max(1, x.shape[-1]), x.shape[-1], x.dtype, captured
+
+
+def _place(x: Tensor, fp8: bool, group: int) -> tuple | None:
+    place = place_of(x) if x.is_contiguous() else None
+    return None if place is None else (*place, fp8, group)
 
 
 def remember(x: Tensor, codes: Tensor, scales: Tensor, fp8: bool, group: int) -> None:
     """`codes` and `scales` are of the rows of x, which lies without gaps."""
     place = _place(x, fp8, group)
-    if place is not None and x.is_contiguous():
+    if place is not None:
         _last[x.device] = _Kept(StorageWeakRef(x.untyped_storage()), place, codes, scales)
 
 
 def codes_of(x: Tensor, fp8: bool, group: int) -> tuple[Tensor, Tensor]:
     """Of the rows of x [N, C]."""
     kept, place = _last.get(x.device), _place(x, fp8, group)
-    if kept is not None and kept.place == place and x.is_contiguous() and not kept.storage.expired():
+    if kept is not None and place is not None and kept.place == place and not kept.storage.expired():
         return kept.codes, kept.scales
     codes, scales = torch.ops.pistachio.quantise_rows(x, None, fp8, group)
     remember(x, codes, scales, fp8, group)

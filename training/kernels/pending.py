@@ -11,7 +11,8 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+IN_PLACE = {"add_", "__iadd__"}  # what torch calls `x += y`; a block that calls `x.add_(y)` by name must be given no waiting results
+_ADDITIONS = {"add", "__add__", "__radd__"} | IN_PLACE
 _MULTIPLICATIONS = {"mul", "__mul__", "__rmul__"}
 
 
@@ -41,6 +42,8 @@ class Pending:
                 found = each._takes(function.__name__, args, kwargs)
                 if found is not None:
                     return found
+        if function.__name__ in IN_PLACE:  # into what a norm before may have kept: `x += y` means a new x too
+            function = _added
         return function(*_settled(args), **_settled(kwargs))
 
     def __getattr__(self, name: str):
@@ -76,6 +79,10 @@ class Pending:
 
     def __neg__(self):
         return -self.settled
+
+
+def _added(x, y):
+    return torch.add(x, y).to(x.dtype)
 
 
 def settled(value):
@@ -128,7 +135,7 @@ class Product(Pending):
             return self.gated(args[0], self.y, args[2])
         if name in _MULTIPLICATIONS and len(args) == 2:
             gate = args[0] if args[1] is self else args[1]
-            if _is_vector_for(gate, self.y):
+            if isinstance(gate, (Tensor, int, float)):
                 return Gated(self.y, gate, self.gated)
         return None
 
@@ -136,7 +143,7 @@ class Product(Pending):
 class Gated(Pending):
     """y gate, waiting for what it is added to."""
 
-    def __init__(self, y: Tensor, gate: Tensor, gated: Callable[[Tensor, Tensor, Tensor], Tensor]):
+    def __init__(self, y: Tensor, gate: Tensor | float, gated: Callable[[Tensor, Tensor, Tensor], Tensor]):
         self.y, self.gate, self.gated = y, gate, gated
 
     def _make(self) -> Tensor:
@@ -145,7 +152,7 @@ class Gated(Pending):
     def _takes(self, name, args, kwargs):
         if name in _ADDITIONS and len(args) == 2 and not kwargs:
             x = args[0] if args[1] is self else args[1]
-            if _is_same(x, self.y):
+            if _is_same(x, self.y) and _is_vector_for(self.gate, self.y):
                 return self.gated(x, self.y, self.gate)
         return None
 
