@@ -145,6 +145,8 @@ def test_it_trains_and_generates(server, prompt_of, family):
     with safe_open(server.base / "models" / "loras" / f"{name}.safetensors", framework="pt") as lora:
         assert len(list(lora.keys())) > 10
         assert any(lora.get_tensor(key).abs().max() > 0 for key in lora.keys() if ".lora_B." in key or "lora_up" in key)
+        (base_file,) = {value for node in prompt.values() for key, value in node["inputs"].items() if key in ("ckpt_name", "unet_name")}
+        assert lora.metadata()["ss_sd_model_name"] == base_file and lora.metadata()["modelspec.trigger_phrase"] == "ohwx"
     details = server.get(f"/pistachio/runs/{name}")
     assert details["status"] == "finished" and details["last_step"] == tiny_workflows.NUM_STEPS
     assert [row["step"] for row in details["metrics"] if row["kind"] == "train"] == list(range(1, tiny_workflows.NUM_STEPS + 1))
