@@ -37,24 +37,15 @@ def name(request) -> str:
     return "inout_" + "".join(sign if sign.isalnum() else "_" for sign in request.node.name)[-60:]
 
 
-def make(canvas, *types: str, **values) -> None:
-    """Nodes of these types side by side on an empty canvas, with values in the first one's widgets."""
+def make(canvas, *types: str, folder: str) -> None:
+    """A workflow of these nodes side by side, the first one with this folder."""
     canvas.page.evaluate("() => app.graph.clear()")
     canvas.page.wait_for_function("view => !document.querySelector(view)", arg=VIEW, timeout=WAIT_MS)
-    canvas.page.evaluate(
-        """([types, values]) => {
-            types.forEach((type, i) => {
-                const node = LiteGraph.createNode(type);
-                node.pos = [20 + 430 * i, 60];
-                app.graph.add(node);
-                if (i === 0) for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value;
-            });
-            app.canvas.ds.scale = 1;
-            app.canvas.ds.offset = [80, 140];
-            app.canvas.setDirty(true, true);
-        }""",
-        [list(types), values],
-    )
+    nodes = [{"id": 11 + i, "type": type, "pos": [20 + 430 * i, 60], "size": [300, 100], "flags": {}, "order": i, "mode": 0, "properties": {}} for i, type in enumerate(types)]
+    nodes[0]["widgets_values"] = [folder, True]
+    view = {"scale": 1, "offset": [80, 140]}
+    canvas.load({"last_node_id": 20, "last_link_id": 0, "nodes": nodes, "links": [], "groups": [], "config": {}, "extra": {"ds": view}, "version": 0.4})
+    canvas.page.evaluate("view => { app.canvas.ds.scale = view.scale; app.canvas.ds.offset = view.offset; app.canvas.setDirty(true, true); }", view)
     canvas.page.wait_for_selector(VIEW, timeout=WAIT_MS)
 
 
