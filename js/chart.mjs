@@ -9,6 +9,7 @@ import { signed } from "./history.mjs";
 import { svg as shape } from "./lines.mjs";
 import { say } from "./words.mjs";
 
+const TICK_PX = 60; // a number of steps and some room
 const MARGIN = { left: 44, right: 14, top: 12, bottom: 20 };
 
 /**
@@ -212,7 +213,7 @@ function grid({ low, high, first, last, x, y, right, bottom }) {
       shape("text", { class: "tick", x: MARGIN.left - 6, y: at + 3.5, "text-anchor": "end" }, isBase ? say("panel.base") : signed(percent)),
     );
   }
-  const stepTick = Math.max(1, niceStep(last - first, 4));
+  const stepTick = Math.max(1, niceStep(last - first, Math.min(4, Math.max(1, (right - MARGIN.left) / TICK_PX))));
   for (let at = Math.ceil(first / stepTick) * stepTick; at <= last; at += stepTick) {
     lines.push(shape("text", { class: "tick", x: x(at), y: bottom + 14, "text-anchor": "middle" }, String(at)));
   }

@@ -27,6 +27,7 @@ const api = hostApi;
  * @property {string} title
  * @property {[number, number]} size
  * @property {(size: [number, number]) => void} setSize
+ * @property {() => [number, number]} computeSize the least that its widgets need
  * @property {(name: string, type: string, element: HTMLElement, options: object) => {serialize?: boolean}} addDOMWidget
  * @property {(() => void) | undefined} onRemoved
  * @property {(() => void) | undefined} onConfigure

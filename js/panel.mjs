@@ -14,7 +14,8 @@ import { setting } from "./settings.mjs";
 import { traceOf } from "./trace.mjs";
 import { say } from "./words.mjs";
 
-const MIN_HEIGHT_PX = 260, MIN_HEIGHT_WITH_SAMPLES_PX = 360;
+const MIN_HEIGHT_PX = 260, MIN_HEIGHT_WITH_SAMPLES_PX = 420;
+const WIDGET_MARGIN_PX = 10; // that the host leaves around a widget's element
 const DETAIL_MS = 1500; // between two questions for a part that still grows
 const DRAG_PX = 6; // less is a click
 
@@ -223,7 +224,7 @@ export class Panel {
     write(this.hint, this.preparing || say("panel.hint"));
     this.memory.show(isEmpty ? null : history.memory);
     this.samples.show(isEmpty ? null : history);
-    const minHeight = `${this.minHeight}px`;
+    const minHeight = `${this.minHeight - 2 * WIDGET_MARGIN_PX}px`;
     if (this.root.style.minHeight !== minHeight) this.root.style.minHeight = minHeight;
     if (isEmpty) {
       write(this.words, "");

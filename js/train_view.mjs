@@ -29,9 +29,13 @@ class TrainView {
   constructor(node) {
     this.node = node;
     this.panel = new Panel((action) => this.act(action));
+    this.room = this.panel.minHeight;
     this.feed = new Feed(
       (run) => getJson(`/pistachio/runs/${encodeURIComponent(run)}/history`),
-      (history) => this.panel.show(history),
+      (history) => {
+        this.panel.show(history);
+        this.makeRoom();
+      },
       (error) => console.warn("Pistachio: the run's history can't be read.", error), // a stopped server; the next message asks again
     );
     const widget = node.addDOMWidget("live", "pistachio_panel", this.panel.root, {
@@ -41,6 +45,14 @@ class TrainView {
     });
     widget.serialize = false;
     Object.assign(widget, { label: say("form.curve") }); // what app mode's form calls it
+  }
+
+  /** The node grows once, when there is more to show than fits; it never shrinks by itself. */
+  makeRoom() {
+    if (this.panel.minHeight <= this.room) return;
+    this.room = this.panel.minHeight;
+    const [width, height] = this.node.size, needed = this.node.computeSize()[1];
+    if (height < needed) this.node.setSize([width, needed]);
   }
 
   /** The run that the node would train; null where another node says so while it runs. */
