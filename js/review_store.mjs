@@ -4,6 +4,7 @@
  * A text that could not be saved is kept until it is. Knows neither the page nor ComfyUI's scripts.
  */
 
+import { changeWords, topicWords } from "./review_words.mjs";
 import { say } from "./words.mjs";
 
 const CHECK_INTERVAL_MS = 700;
@@ -78,8 +79,8 @@ export class ReviewStore extends EventTarget {
     this.isLoaded = true;
     const before = new Map(this.pictures.map((picture) => [picture.name, picture]));
     this.pictures = found.pictures.map((/** @type {Picture} */ picture) => this.same(before.get(picture.name), picture));
-    this.undoWords = found.undo;
-    this.redoWords = found.redo;
+    this.undoWords = changeWords(found.undo);
+    this.redoWords = changeWords(found.redo);
     this.tell(found.notes.join(" "));
   }
 
@@ -157,7 +158,7 @@ export class ReviewStore extends EventTarget {
     return this.inTurn(async () => {
       const answer = await this.post(turn, {});
       if (!answer) return;
-      const change = answer.body.words, isUndo = turn === "undo";
+      const change = changeWords(answer.body.words), isUndo = turn === "undo";
       if (change) this.receive(answer.body, say(isUndo ? "review.said.undone" : "review.said.redone", { change }));
       else this.receive(answer.body, say(isUndo ? "review.undo.none" : "review.redo.none"));
     });
@@ -180,8 +181,8 @@ export class ReviewStore extends EventTarget {
   receive(answer, words) {
     const changed = new Map(answer.pictures.map((picture) => [picture.name, this.same(undefined, picture)]));
     this.pictures = this.pictures.map((picture) => changed.get(picture.name) ?? picture);
-    this.undoWords = answer.undo;
-    this.redoWords = answer.redo;
+    this.undoWords = changeWords(answer.undo);
+    this.redoWords = changeWords(answer.redo);
     this.tell(words);
   }
 
@@ -208,7 +209,7 @@ export class ReviewStore extends EventTarget {
           continue;
         }
         this.checking = "";
-        if (found.state === "done") this.findings = found.findings;
+        if (found.state === "done") this.findings = found.findings.map((/** @type {Finding} */ one) => ({ ...one, topic: topicWords(one.topic) }));
         const told = this.findings.length ? say("review.checked.found", { verdict: found.verdict }) : say("review.checked", { verdict: found.verdict });
         this.tell(start ? found.error ?? told : "", found.state === "failed");
         return;

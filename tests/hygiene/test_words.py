@@ -78,3 +78,12 @@ def test_words_in_a_script_are_told():
         assert spoken_literals(source), source
     for source in ('button.textContent = say("panel.stop");', '// title: "Stop"', 'accept: "image/*"; // not a comment', 'element("div", "words", say("a.b"));', "title: `${name}`"):
         assert spoken_literals(source) == [], source
+
+
+def test_every_phrase_that_the_server_sends_to_the_review_is_known_there(repository, sources):
+    from pistachio.dataset import review
+
+    known = sources["review_words.mjs"]
+    assert [noun for noun in (*review._NOUNS.values(), *review._OPPOSITES.values()) if f'"{noun} "' not in known] == []
+    topics = {topic for file in (repository / "dataset").glob("*.py") for topic in re.findall(r'\btopic(?:, \w+)? ?= ?"([^"]+)"', file.read_text(encoding="utf-8"))}
+    assert len(topics) > 10 and [topic for topic in sorted(topics) if f'"{topic}"' not in known] == []
