@@ -151,6 +151,7 @@ onMessage("executed", (data) => {
   }
 });
 for (const type of ["execution_success", "execution_interrupted", "execution_error", "reconnected"]) onMessage(type, reload);
+window.addEventListener("pistachio-folder-changed", reload); // pictures were dropped on a node
 
 let last = 0;
 onMessage("progress", () => {
