@@ -109,9 +109,9 @@ def main() -> int:
         for row in measured:
             rows.append({
                 "kernel": row["entry"], "arch": target, "compiled": True, "registers": row["registers"], "spill_bytes": row["spill_bytes"],
-                "shared_bytes": row["shared_bytes"], "constants": row["constants"], "max_rel_err": by_entry[row["entry"]],
+                "shared_bytes": row["shared_bytes"] + row["given_bytes"], "constants": row["constants"], "max_rel_err": by_entry[row["entry"]],
             })
-            print(f"{target:8} {row['entry']:24} {row['registers']:4} registers {row['spill_bytes']:4} B spilled {row['shared_bytes']:6} B shared  error {by_entry[row['entry']]:.1e}")
+            print(f"{target:8} {row['entry']:24} {row['registers']:4} registers {row['spill_bytes']:4} B spilled {row['shared_bytes'] + row['given_bytes']:6} B shared  error {by_entry[row['entry']]:.1e}")
         compiling.append({"arch": target, **compile_seconds(target)})
         told = compiling[-1]
         print(f"{target:8} {told['programs']} programs: {told['compile_s']:.2f} s to compile ({told['compile_processor_s']:.2f} s of a processor), {told['from_folder_s'] * 1e3:.0f} ms from the folder, {told['folder_bytes'] / 1e3:.0f} kB")

@@ -157,6 +157,7 @@ class Peft(_OnHostModel):
         from pistachio.training.batches import BatchPlan, micro_batches
         from pistachio.training.compiled import CompiledBlocks
         from pistachio.training.objective import prediction_error
+        from pistachio.training.patching import replaced_forward
         from pistachio.training.saving import saved_blocks
         from pistachio.training.timesteps import resolve
 
@@ -165,6 +166,10 @@ class Peft(_OnHostModel):
         plan = BatchPlan(self.items, batch=batch, seed=1, prior_fraction=0.0, distribution=resolve("auto", is_flow=model.is_flow))
         with model.training(), _cudnn_first(device), ExitStack() as stack:
             network.requires_grad_(False)
+            if type(network).__name__ == "Flux":  # it adds in place to what its norms have saved
+                for module in network.modules():
+                    if isinstance(module, torch.nn.LayerNorm):
+                        stack.enter_context(replaced_forward(module, lambda x, base=module.forward: base(x.clone())))
             names = [path for path, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
             config = LoraConfig(r=self.workload.rank, lora_alpha=self.workload.rank, target_modules=names)
             inject_adapter_in_model(config, network)

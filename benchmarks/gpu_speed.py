@@ -34,7 +34,8 @@ def network_for(name: str, *, rehearse: bool) -> Network:
     if not rehearse:
         return full_networks()[name]
     small = small_networks()[REHEARSED_BY[name]]
-    return replace(small, caption_shape=(1, REHEARSED_TOKENS, small.caption_shape[2]))
+    narrow = {"model_channels": 64} if name == "sdxl" else {}  # no file is told by it here
+    return replace(small, caption_shape=(1, REHEARSED_TOKENS, small.caption_shape[2]), network=small.network | narrow)
 
 
 def ablated_network(*, rehearse: bool) -> Network:
