@@ -15,7 +15,7 @@ const TOAST_MS = 15_000;
 const PROMPT_PATH = /\/prompt$/;
 const LOOK_INTERVAL_MS = 150; // for the host to have read the answer
 const MOST_LOOKS = 10;
-const PLACES = ".pistachio-panel, .pistachio-runs, .pistachio-review, .pistachio-checkpoints, .pistachio-folders, .pistachio-folder:not(.button), .pistachio-captioner";
+const PLACES = ".pistachio-panel, .pistachio-runs, .pistachio-review, .pistachio-checkpoints, .pistachio-compare-steps, .pistachio-folders, .pistachio-folder:not(.button), .pistachio-captioner";
 const PLACES_INTERVAL_MS = 400; // a tab may be opened meanwhile
 
 addStylesheet("notices.css");
