@@ -17,7 +17,7 @@ FORBIDDEN = {
     "changes the host's classes": re.compile(r"\b(?:LGraphCanvas|LGraphNode|LGraph|LiteGraph|ComfyApp|ComfyApi)(?:\.\w+)+\s*=(?!=)"),
     "wraps the host's functions": re.compile(r"\b(?:app|api|hostApp|hostApi|app\.graph|app\.canvas|app\.ui)\.\w+\s*=(?!=)"),
     "draws on the host's canvas": re.compile(r"\bon(?:Draw\w+|Bounding)\b|\bdraw(?:Node|NodeWidgets|Connections)\b|\bgetContext\b"),
-    "has a widget that the canvas draws": re.compile(r"\baddCustomWidget\b|\bcomputeSize\s*[=(:]|\bdraw\s*:\s*(?:function|\()"),
+    "has a widget that the canvas draws": re.compile(r"\baddCustomWidget\b|\bcomputeSize\s*(?:=(?!=)|:)|\bcomputeSize\([^)]*\)\s*\{|\bdraw\s*:\s*(?:function|\()"),
     "watches each new node type": re.compile(r"\bbeforeRegisterNodeDef\b"),
     "needs a build": re.compile(r"from\s+[\"'](?![./])|\brequire\(|\bimport\([\"'](?![./])"),
 }
@@ -82,5 +82,5 @@ def test_what_is_forbidden_is_told():
         "beforeRegisterNodeDef(type) {}", 'import { html } from "lit";', "widget.computeSize = () => [1, 2];", 'element.getContext("2d");',
     ):
         assert problems(source), source
-    for source in ("// node.onDrawForeground", "node.onRemoved = function () {};", 'import { app } from "../../scripts/app.js";', "this.draw();", "app.graph.add(node);"):
+    for source in ("// node.onDrawForeground", "node.onRemoved = function () {};", 'import { app } from "../../scripts/app.js";', "this.draw();", "app.graph.add(node);", "const [, height] = node.computeSize();"):
         assert problems(source) == [], source
