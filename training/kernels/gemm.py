@@ -27,13 +27,18 @@ def pool_bytes(tiles: int) -> int:
     return STAGES * (block_rows(tiles) + BLOCK_COLS) * STEP_BYTES
 
 
-def tiles_for(rows: int) -> int:
+def tiles_for(rows: int, most: int = 4) -> int:
     """Sixteens of rows to a warp: few where the rest of a block would have nothing to do."""
-    return 1 if rows <= 32 else 2 if rows <= 64 else 4
+    return min(most, 1 if rows <= 32 else 2 if rows <= 64 else 4)
 
 
-def plan(*, rows: int, out_code: int, vector: bool, fp8: bool, group: int) -> Program:
-    return program("gemm", DTYPE=out_code, VECTOR=vector, THREADS=THREADS, FORMAT=fp8, ROTATE=DIGITS[group], MT=tiles_for(rows), STAGES=STAGES)
+def most_tiles(fp8: bool, major: int) -> int:
+    """Of compute capability `major`: on 10.x the largest block of e4m3 needs more registers than there are."""
+    return 2 if fp8 and major == 10 else 4
+
+
+def plan(*, tiles: int, out_code: int, vector: bool, fp8: bool, group: int) -> Program:
+    return program("gemm", DTYPE=out_code, VECTOR=vector, THREADS=THREADS, FORMAT=fp8, ROTATE=DIGITS[group], MT=tiles, STAGES=STAGES)
 
 
 def lora_torch(a, b, row_scale, col_scale, bias, t, u, alpha, group, dtype):
@@ -77,8 +82,8 @@ def lora_cuda(launcher, a, b, row_scale, col_scale, bias, t, u, alpha, group, dt
     row_scale = row_scale.contiguous()
     col_scale = None if col_scale is None else col_scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    wanted = plan(rows=rows, out_code=dtype_code(out), vector=is_aligned(out, bias), fp8=bool(fp8), group=group)
-    tiles = tiles_for(rows)
+    tiles = tiles_for(rows, most_tiles(bool(fp8), torch.cuda.get_device_capability(out.device)[0]) if out.device.type == "cuda" else 4)
+    wanted = plan(tiles=tiles, out_code=dtype_code(out), vector=is_aligned(out, bias), fp8=bool(fp8), group=group)
     no = long(0)
     launcher.launch(wanted, "product_lora_fp8" if fp8 else "product_lora_int8", (ceil_div(rows, block_rows(tiles)), ceil_div(cols, BLOCK_COLS)), THREADS, (
         a, long(a.stride(0)), b, long(b.stride(0)), row_scale, col_scale, bias, t, no if t is None else long(2 * t.stride(0)), u,

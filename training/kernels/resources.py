@@ -47,13 +47,14 @@ def programs(*, wide: bool = True) -> tuple[Program, ...]:
         _columns("rescale", 5120, DTYPE=BF16, ROTATE=4, SOURCE=0),
         program("transpose", THREADS=256, VECTOR=1),
         program("adamw", THREADS=256, VECTOR=1),
-        gemm.plan(rows=4096 if wide else 16, out_code=BF16, vector=True, fp8=False, group=256),
-        gemm.plan(rows=4096 if wide else 16, out_code=BF16, vector=True, fp8=True, group=0),
+        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=False, group=256),
+        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=True, group=0),
     )
     if not wide:
         return found
     return found + (
-        gemm.plan(rows=4096, out_code=BF16, vector=True, fp8=False, group=0),
+        gemm.plan(tiles=4, out_code=BF16, vector=True, fp8=False, group=0),
+        gemm.plan(tiles=2, out_code=BF16, vector=True, fp8=True, group=0),
         _rows("norm", 5120, MDTYPE=BF16, CENTRED=1, FORMAT=0, ROTATE=4),
         program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=256, WARPS=8, ROWS=1, CHUNKS=3),
         _rows("quantise", 5120, FORMAT=1, ROTATE=0),
@@ -69,8 +70,10 @@ def known_targets() -> tuple[str, ...]:
 
 
 def is_for(one: Program, target: str) -> bool:
-    least = LEAST_TARGET.get((one.source, dict(one.constants).get("FORMAT")), 75)
-    return int(target.removeprefix("sm_").rstrip("a")) >= least
+    number, constants = int(target.removeprefix("sm_").rstrip("a")), dict(one.constants)
+    if one.source == "gemm" and constants["MT"] > gemm.most_tiles(bool(constants["FORMAT"]), number // 10):
+        return False
+    return number >= LEAST_TARGET.get((one.source, constants.get("FORMAT")), 75)
 
 
 def most_registers(source: str) -> int:
