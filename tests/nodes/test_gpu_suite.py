@@ -11,7 +11,7 @@ import torch
 
 CPU = torch.device("cpu")
 # One of each kind of compiled arm: tracing takes seconds, and the others differ in what they keep and in codes alone.
-TRACED = {"W8A8 fp8, compiled blocks", "PEFT, compiled blocks, checkpointed", "ours, int8-convrot, compiled blocks"}
+TRACED = {"W8A8 fp8, compiled blocks", "ours, int8-convrot, compiled blocks"}
 # The levers that no arm has; each kernel's is the same code under another setting.
 LEVERS = (
     "as it is", "gated_residual in torch", "8 bits in the forward alone", "library products", "codes read back to 16 bits", "keeps in RAM", "attention flash",
