@@ -105,7 +105,13 @@ onMessage("reconnected", async () => {
   document.querySelectorAll(".pistachio-away").forEach((words) => words.remove());
   const run = training;
   if (!run) return;
-  const details = await getJson(`/pistachio/runs/${encodeURIComponent(run)}`);
+  let details;
+  try {
+    details = await getJson(`/pistachio/runs/${encodeURIComponent(run)}`);
+  } catch (error) {
+    if (error instanceof TypeError) return; // gone again: the next time it is back it is asked anew
+    throw error;
+  }
   if (details?.status !== "interrupted" || training !== run) return; // it was the connection alone
   training = null;
   tell(say("notices.lost", { run }), say("notices.resume", { step: details.step ?? 0, total: details.num_steps ?? 0 }), "warn");

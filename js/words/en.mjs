@@ -294,7 +294,7 @@ export default Object.freeze(/** @type {const} */ ({
   "folders.captioned.none": "no captions",
   "notices.away": "The server does not answer. Trying again…",
   "notices.lost": "ComfyUI ended while '{run}' was training",
-  "notices.resume": "It is saved as far as it came (about step {step} of {total}). Press Run with the same graph: it goes on from its last saved step.",
+  "notices.resume": "It stood at step {step} of {total}. Press Run with the same graph: it goes on from its last saved step.",
   "notices.more.one": "{count} more node needs a change",
   "notices.more.other": "{count} more nodes need a change",
   "notices.input.wrong": "'{name}' can't be used as it is. Correct it.",

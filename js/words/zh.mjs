@@ -292,7 +292,7 @@ export default Object.freeze({
   "folders.captioned.none": "没有描述",
   "notices.away": "服务器没有响应，正在重试…",
   "notices.lost": "训练「{run}」时 ComfyUI 已结束",
-  "notices.resume": "进度已保存（约第 {step} 步，共 {total} 步）。用同一个工作流按「运行」：它会从最后保存的一步继续。",
+  "notices.resume": "停在第 {step} 步，共 {total} 步。用同一个工作流按「运行」：它会从最后保存的一步继续。",
   "notices.more.one": "还有 {count} 个节点需要修改",
   "notices.more.other": "还有 {count} 个节点需要修改",
   "notices.input.wrong": "「{name}」无法使用，请更正。",
