@@ -70,7 +70,7 @@ async function continueNewest() {
   const finished = (/** @type {RunSummary} */ { status }) => status === "finished";
   const run = (await newestRun((one) => finished(one) && one.name === named)) ?? (await newestRun(finished));
   if (!run) return toast("info", say("commands.no_finished"));
-  await continueByHalf(node, run.name, run.step);
+  await continueByHalf(node, run.name, run.num_steps); // what it was to have, also where it was stopped before
 }
 
 async function openMain() {
