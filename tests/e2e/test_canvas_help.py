@@ -49,12 +49,11 @@ def test_a_help_page_opens_with_its_picture(opened, language):
     assert canvas.our_errors() == []
 
 
-@pytest.mark.parametrize("nodes_2", [False, True])
-def test_what_a_node_has_to_say_stands_on_it(opened, server, nodes_2):
+def test_what_a_node_has_to_say_stands_on_it(opened, server):
     folder = server.base / "input" / "help_pictures"
     if not folder.exists():
         pictures.write_folder(folder)
-    canvas = opened({"Comfy.Locale": "en"}, nodes_2=nodes_2)
+    canvas = opened({"Comfy.Locale": "en"}, nodes_2=False)
     prompt = {
         "1": {"class_type": "PistachioLoadImageFolder", "inputs": {"folder": "help_pictures", "recursive": True}},
         "2": {"class_type": "PistachioSplitDataset", "inputs": {"dataset": ["1", 0], "held_out_share": 0.2, "held_out_pictures": "", "write_folders": ""}},
