@@ -253,7 +253,7 @@ def test_from_a_template_to_an_installed_lora(canvas, server, keep, request):
 
 def test_captions_are_reviewed(canvas, server, keep):
     page, caption = canvas.page, server.base / "input" / tiny_workflows.FOLDER / "picture-02.txt"
-    before = caption.read_text()
+    before = caption.read_text().strip()
     open_template(canvas, "caption_and_review")
     page.keyboard.press("Alt+Shift+D")
     page.wait_for_selector("dialog .pistachio-review .tile img[src]", timeout=WAIT_MS)
@@ -263,12 +263,12 @@ def test_captions_are_reviewed(canvas, server, keep):
     page.keyboard.press("Control+a")
     page.keyboard.type("ohwx, a caption by hand")
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("() => document.querySelector('dialog .pistachio-review .status').textContent.includes('picture-02.png')", timeout=WAIT_MS)
+    page.wait_for_function("() => document.querySelector('dialog .pistachio-review .status').textContent.includes('picture-02.png: caption saved.')", timeout=WAIT_MS)
     assert caption.read_text().strip() == "ohwx, a caption by hand"
     keep("review")
     page.keyboard.press("Control+z")
     page.wait_for_function("() => document.querySelector('dialog .pistachio-review .status').textContent.startsWith('Undone')", timeout=WAIT_MS)
-    assert caption.read_text() == before
+    assert caption.read_text().strip() == before
     page.keyboard.press("Escape")
     page.locator("dialog.pistachio-review-dialog").wait_for(state="detached")
 
@@ -330,19 +330,10 @@ def test_blueprints_stand_in_the_node_library_and_become_graphs(canvas, keep):
     assert titles == [[BLUEPRINTS[0].name, ["folder", "trigger_word"]], [BLUEPRINTS[1].name, ["step"]]]
 
 
-def test_search_words_find_the_nodes_where_the_host_takes_them(canvas, server):
-    aliases = server.object_info()["PistachioTrainLora"].get("search_aliases")
-    assert (aliases is not None) == has_forms(canvas)
-    if aliases is None:
-        return
-    page = canvas.page
-    command(canvas, "Workspace.ToggleSidebarTab.node-library")
-    search = page.locator(".sidebar-content-container input").first
-    search.wait_for(timeout=WAIT_MS)
-    for word, name in (("kohya", "Train LoRA (Pistachio)"), ("joycaption", "Caption Dataset")):
-        search.fill(word)
-        page.locator(".sidebar-content-container").get_by_text(name, exact=True).first.wait_for(timeout=WAIT_MS)
-    command(canvas, "Workspace.ToggleSidebarTab.node-library")
+def test_the_canvas_is_given_search_words_where_the_host_takes_them(canvas, server):
+    words = server.object_info()["PistachioTrainLora"].get("search_aliases")
+    assert (words is not None) == has_forms(canvas)
+    assert words is None or {"lora", "train", "kohya"} <= set(words)
 
 
 def test_nothing_of_ours_failed(canvas):
