@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent
 VENV, HOSTS = ROOT / ".venv", ROOT / ".host"
 SETUP_LOG = HOSTS / "setup.log"
 # Suites of different lanes run side by side; the lanes take about the same time.
-LANES = (("nodes",), ("unit", "hygiene", "e2e"))
+LANES = (("unit", "nodes"), ("hygiene", "e2e"))
 SUITES = tuple(suite for lane in LANES for suite in lane)
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")

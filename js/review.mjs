@@ -64,6 +64,7 @@ export class ReviewView {
     this.large.addEventListener("click", () => this.showLarge(false));
     this.help = element("div", "help", element("h3", "", say("review.keys.heading")), keyTable(), element("p", "", say("review.keys.note")));
     this.help.hidden = true;
+    this.help.tabIndex = 0; // in a small node it scrolls, by keys too
     this.conflict = element("div", "conflict");
     this.conflict.setAttribute("role", "alertdialog");
     this.conflict.setAttribute("aria-label", say("review.conflict.label"));

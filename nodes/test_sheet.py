@@ -18,6 +18,7 @@ sitting in a cafe, warm evening light
 on a beach at sunset, from the side
 in a snowy forest, wearing a red coat
 pencil drawing on white paper"""
+NEGATIVE = "blurry, lowres, watermark, text"
 
 
 class TestSheet(io.ComfyNode):
@@ -41,7 +42,7 @@ class TestSheet(io.ComfyNode):
                 io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1, optional=True, tooltip="Guidance. 0: automatic by the kind of model.", **ADVANCED),
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="euler", optional=True, tooltip="As on KSampler.", **ADVANCED),
                 io.Combo.Input("scheduler", options=list(SCHEDULERS), default="normal", optional=True, tooltip="As on KSampler.", **ADVANCED),
-                io.String.Input("negative_prompt", default="blurry, lowres, watermark, text", multiline=True, optional=True, tooltip="What the pictures should not show.", **ADVANCED),
+                io.String.Input("negative_prompt", default=NEGATIVE, multiline=True, optional=True, tooltip="What the pictures should not show.", **ADVANCED),
                 io.Int.Input("width", default=0, min=0, max=16384, step=8, optional=True, tooltip="Pixels. 0: as trained.", **ADVANCED),
                 io.Int.Input("height", default=0, min=0, max=16384, step=8, optional=True, tooltip="Pixels. 0: as trained.", **ADVANCED),
             ],
@@ -56,7 +57,7 @@ class TestSheet(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, run, model, clip, vae, scenes=SCENES, seed=0, steps=20, cfg=0.0, sampler="euler", scheduler="normal", negative_prompt="",
+        cls, run, model, clip, vae, scenes=SCENES, seed=0, steps=20, cfg=0.0, sampler="euler", scheduler="normal", negative_prompt=NEGATIVE,
         width=0, height=0,
     ) -> io.NodeOutput:
         settings = GridSettings(
