@@ -233,6 +233,24 @@ def test_fingerprints_tell_weights_apart_and_survive_an_applied_lora(tiny):
     assert vae_fingerprint(loaded.vae) != vae_fingerprint(tiny("wan21").vae)
 
 
+def test_a_fingerprint_reads_nothing_that_an_sd15_checkpoint_lacks(tiny):
+    """The host leaves such weights as the memory was: the same file would have another fingerprint after a restart, and no run would go on."""
+    from pistachio.bridge.encode import clip_fingerprint
+
+    loaded = tiny("sd15")
+    weights = {name: weight for name, weight in loaded.clip.patcher.model.state_dict().items() if name.endswith(("text_projection.weight", "logit_scale"))}
+    assert len(weights) == 2
+    plain, before = clip_fingerprint(loaded.clip), {name: weight.clone() for name, weight in weights.items()}
+    with torch.inference_mode():
+        for name, weight in weights.items():
+            weight.fill_(7)
+        try:
+            assert clip_fingerprint(loaded.clip) == plain
+        finally:
+            for name, weight in weights.items():
+                weight.copy_(before[name])
+
+
 def test_what_can_not_encode_is_refused(tiny, dataset):
     from pistachio.training.errors import PistachioError
 
