@@ -315,6 +315,8 @@ def run_suite(suite: str, setup: Setup, options, *, prefix: str) -> dict:
         command = [setup.python, "-m", "pytest", "-q", "--durations=5", f"tests/{suite}", f"--junitxml={report}", *setup.host_arguments]
         if options.k:
             command += ["-k", options.k]
+        if suite == "e2e" and not options.name:
+            command += ["--one-renderer"]  # `dev.py test e2e` alone has the time for both
         code = run([*command, *options.extra], prefix=prefix, **threads)
         numbers = counts(report)
     nothing_matched = code == 5 and bool(options.k)  # pytest's own status for "no tests were collected"

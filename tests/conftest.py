@@ -46,6 +46,7 @@ def pytest_addoption(parser):
         default=os.environ.get("PISTACHIO_FRONT_END_ROOT"),
         help="--front-end-root=PATH: browser files of the frontend version that the checkout pins (dev.py gives it)",
     )
+    parser.addoption("--one-renderer", action="store_true", help="the longest tests of the canvas in one renderer (`dev.py test` of all suites gives it)")
 
 
 @pytest.fixture(scope="session")

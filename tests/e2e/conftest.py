@@ -17,6 +17,17 @@ from support.server import Server
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long(renderer): minutes in each renderer; with --one-renderer in this one alone")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--one-renderer"):
+        return
+    spared = {item for item in items for mark in item.iter_markers("long") if "nodes" in item.callspec.id and mark.args[0] not in item.callspec.id}
+    items[:] = [item for item in items if item not in spared]
+
+
 @pytest.fixture(scope="session")
 def comfyui(request) -> Path:
     root = request.config.getoption("--comfyui")

@@ -93,7 +93,7 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     canvas.page.wait_for_timeout(1500)
     seen = canvas.page.evaluate("() => window.panelSeen")
     assert any(" left" in status and ("steps/s" in status or "a step" in status) for _, status, *_ in seen)
-    assert {"caching", "training", "evaluating"} <= {phase for *_, phase, _ in seen}
+    assert {"training", "evaluating"} <= {phase for *_, phase, _ in seen}  # a quick machine has cached before the page looks
     assert any(memory.startswith("ComfyUI's process ") and "peak " in memory and "RAM " in memory for *_, memory in seen)
     assert len({steps for steps, *_ in seen}) > 3 and seen[-1][0] == f"Step {NUM_STEPS} of {NUM_STEPS}"
     counts = [count for _, _, count, *_ in seen]
@@ -140,6 +140,7 @@ class Wire:
             socket.send(message)
 
 
+@pytest.mark.long("nodes 1")
 def test_nothing_is_lost_in_a_second_tab_on_a_broken_connection_or_by_a_reload(canvas, browser, server, request):
     """The second tab never hears that the node has ended, so all that it shows came by the history and the events."""
     write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
