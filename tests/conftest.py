@@ -46,7 +46,7 @@ def pytest_addoption(parser):
         default=os.environ.get("PISTACHIO_FRONT_END_ROOT"),
         help="--front-end-root=PATH: browser files of the frontend version that the checkout pins (dev.py gives it)",
     )
-    parser.addoption("--one-renderer", action="store_true", help="the longest tests of the canvas in one renderer (`dev.py test` of all suites gives it)")
+    parser.addoption("--one-renderer", action="store_true", help="tests of the canvas in one renderer (`dev.py test` of all suites gives it; `dev.py test e2e` runs both)")
 
 
 @pytest.fixture(scope="session")

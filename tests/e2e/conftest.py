@@ -17,15 +17,22 @@ from support.server import Server
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
+USUAL_RENDERER = "nodes 2"  # the one that new installations of ComfyUI have
+
+
 def pytest_configure(config):
-    config.addinivalue_line("markers", "long(renderer): minutes in each renderer; with --one-renderer in this one alone")
+    config.addinivalue_line("markers", "renderer(name): the one to keep with --one-renderer, where it isn't the usual one")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--one-renderer"):
-        return
-    spared = {item for item in items for mark in item.iter_markers("long") if "nodes" in item.callspec.id and mark.args[0] not in item.callspec.id}
-    items[:] = [item for item in items if item not in spared]
+    if config.getoption("--one-renderer"):
+        items[:] = [item for item in items if _is_kept(item)]
+
+
+def _is_kept(item) -> bool:
+    name = item.callspec.id if hasattr(item, "callspec") else ""
+    mark = item.get_closest_marker("renderer")
+    return "nodes " not in name or (mark.args[0] if mark else USUAL_RENDERER) in name
 
 
 @pytest.fixture(scope="session")

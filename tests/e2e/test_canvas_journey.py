@@ -26,9 +26,6 @@ SHORTCUTS = {
 SETTINGS = {"Chart.LogScale", "Chart.Smoothing", "Runs.TellWhenEnded", "Runs.ConfirmStop", "Runs.RefreshSeconds"}
 
 
-pytestmark = pytest.mark.long("nodes 2")
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["nodes 1", "nodes 2"])
 def canvas(request, browser, server):
     write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
