@@ -140,7 +140,6 @@ class Wire:
             socket.send(message)
 
 
-@pytest.mark.renderer("nodes 1")
 def test_nothing_is_lost_in_a_second_tab_on_a_broken_connection_or_by_a_reload(canvas, browser, server, request):
     """The second tab never hears that the node has ended, so all that it shows came by the history and the events."""
     write_folder(server.base / "input" / tiny_workflows.FOLDER, 8, trigger_word="ohwx")
