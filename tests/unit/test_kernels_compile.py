@@ -4,20 +4,14 @@ import threading
 
 import pytest
 from pistachio.training.kernels import nvrtc, programs
-from pistachio.training.kernels.nvrtc import CompileFailed, CompilerMissing, read_log
+from pistachio.training.kernels.nvrtc import CompileFailed, read_log
 from pistachio.training.kernels.programs import SOURCES, build, key_of, program
 from pistachio.training.kernels.resources import MAX_SHARED_BYTES, MAX_SPILL_BYTES, TARGETS, is_for, known_targets, measure, most_registers
 from pistachio.training.kernels.resources import programs as all_programs
 
+from support.compiler import needs_compiler
 
-def has_compiler():
-    try:
-        return bool(nvrtc.library())
-    except CompilerMissing:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="this torch ships no NVRTC")
+pytestmark = needs_compiler
 
 # Wide rows take most of the compiler's time: for the oldest, the middle and the newest card.
 WIDE = ("sm_75", "sm_90", "sm_120a")

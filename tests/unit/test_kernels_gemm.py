@@ -6,7 +6,7 @@ Results begin as NaN. What a card would race on (a slot of shared memory filled 
 import pytest
 import torch
 from pistachio.training.kernels import codes as codes_module
-from pistachio.training.kernels import forget_inputs, neighbours, norm_modulate, nvrtc, programs
+from pistachio.training.kernels import forget_inputs, neighbours, norm_modulate, programs
 from pistachio.training.kernels.codes import codes_of, forget
 from pistachio.training.kernels.door import Door, open_door, shut_doors, whole_products
 from pistachio.training.kernels.gemm import most_tiles, pool_bytes, tiles_for
@@ -17,20 +17,14 @@ from pistachio.training.kernels.norm import NormModulate
 from pistachio.training.kernels.table import OPERATIONS
 from pistachio.training.quantization.formats import dequantize, quantize, rotate
 
+from support.compiler import needs_compiler
 from support.ptx import Fault, Interpreter, parsed
 
 BF16, F32, E4M3 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 CPU = torch.device("cpu")
 
 
-def has_compiler():
-    try:
-        return bool(nvrtc.library())
-    except nvrtc.CompilerMissing:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="this torch ships no NVRTC")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(autouse=True)

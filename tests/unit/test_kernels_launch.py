@@ -6,24 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pistachio.training.kernels import launch, nvrtc
+from pistachio.training.kernels import launch
 from pistachio.training.kernels.door import Door
 from pistachio.training.kernels.launch import CudaLauncher, DriverError
 from pistachio.training.kernels.table import OPERATIONS
+
+from support.compiler import needs_compiler
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 LAUNCH = ctypes.CFUNCTYPE(INT, POINTER, *[ctypes.c_uint] * 7, POINTER, ctypes.POINTER(POINTER), POINTER)
 STREAM, MODULE, FUNCTION = 0x51, 0x62, 0x73
 
 
-def has_compiler():
-    try:
-        return bool(nvrtc.library())
-    except nvrtc.CompilerMissing:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="this torch ships no NVRTC")
+pytestmark = needs_compiler
 
 
 class Driver:

@@ -6,7 +6,7 @@ its tensors is an error of the interpreter's.
 
 import pytest
 import torch
-from pistachio.training.kernels import adamw, nvrtc, programs
+from pistachio.training.kernels import adamw, programs
 from pistachio.training.kernels.adamw import chance, keys, knobs
 from pistachio.training.kernels.door import open_door, shut_doors
 from pistachio.training.kernels.glue import Unfit
@@ -15,6 +15,7 @@ from pistachio.training.kernels.table import OPERATIONS
 from pistachio.training.optimizers.eight_bit import AdamW8bitKahan, EightBit, dynamic_codes
 from pistachio.training.quantization.formats import dequantize, quantize
 
+from support.compiler import needs_compiler
 from support.ptx import Fault, Interpreter, parsed
 
 BF16, F16, F32, E4M3 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -22,14 +23,7 @@ TOLERANCE = {BF16: 3e-3, F16: 5e-4, F32: 1e-6}
 CPU = torch.device("cpu")
 
 
-def has_compiler():
-    try:
-        return bool(nvrtc.library())
-    except nvrtc.CompilerMissing:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="this torch ships no NVRTC")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(autouse=True)
