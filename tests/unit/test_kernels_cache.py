@@ -100,7 +100,7 @@ def test_a_torch_without_cuda_says_so(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     nvrtc.library.cache_clear()
     try:
-        with pytest.raises(nvrtc.match="is built without CUDA"):
+        with pytest.raises(nvrtc.CompilerMissing, match="is built without CUDA"):
             nvrtc.library()
     finally:
         nvrtc.library.cache_clear()

@@ -108,7 +108,7 @@ def test_the_compiler_missing_is_an_answer(monkeypatch):
     monkeypatch.setattr(nvrtc, "_candidates", lambda: [])
     nvrtc.library.cache_clear()
     try:
-        with pytest.raises(nvrtc.match="NVRTC"):
+        with pytest.raises(nvrtc.CompilerMissing, match="NVRTC"):
             nvrtc.library()
     finally:
         nvrtc.library.cache_clear()
