@@ -202,21 +202,7 @@ def test_a_stopped_server_says_so_and_everything_is_there_again_when_it_is_back(
     canvas.load(tiny_workflows.BUNDLED["train_character_sd15"])
     table = tiny_workflows.swaps("sd15", run_name="stopped", num_steps=2000)
     table["PistachioEvaluationSettings"] = {"num_evaluations": 20, "timesteps_per_image": 2, "early_stop": False}
-    page.evaluate(
-        """table => {
-            for (const node of app.graph._nodes)
-                for (const [name, value] of Object.entries(table[node.type] ?? {})) {
-                    const widget = node.widgets.find(widget => widget.name === name);
-                    widget.value = value;
-                    widget.callback?.(value);
-                }
-            const train = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');
-            app.canvas.ds.scale = 0.8;
-            app.canvas.ds.offset = [500 - train.pos[0], 120 - train.pos[1]];
-            app.canvas.setDirty(true, true);
-        }""",
-        table,
-    )
+    canvas.fill(table, centre="PistachioTrainLora", offset=(500, 120), scale=0.8)
     panel = ".pistachio-panel"
     step = "Number(/\\d+/.exec(document.querySelector('.pistachio-panel .steps')?.textContent.replaceAll(',', '') ?? '0'))"
     page.evaluate("() => document.querySelector('.pistachio-runs-tab-button').click()")

@@ -91,22 +91,7 @@ def skip_tour(canvas) -> None:
 
 def fill(canvas, table: dict) -> None:
     """Values into the widgets of nodes, by type; then the train node in the middle of the view."""
-    canvas.page.evaluate(
-        """table => {
-            for (const node of app.graph._nodes)
-                for (const [name, value] of Object.entries(table[node.type] ?? {})) {
-                    const widget = node.widgets.find(widget => widget.name === name);
-                    widget.value = value;
-                    widget.callback?.(value);
-                }
-            const train = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');
-            if (!train) return;
-            app.canvas.ds.scale = 0.9;
-            app.canvas.ds.offset = [300 - train.pos[0], 120 - train.pos[1]];
-            app.canvas.setDirty(true, true);
-        }""",
-        table,
-    )
+    canvas.fill(table, centre="PistachioTrainLora", offset=(300, 120))
 
 
 def load_training(canvas, run_name: str) -> None:

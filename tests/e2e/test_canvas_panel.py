@@ -30,21 +30,7 @@ def load(canvas, run_name: str) -> None:
     canvas.load(WORKFLOW)
     table = tiny_workflows.swaps("wan21", run_name=run_name, num_steps=NUM_STEPS)
     table["PistachioEvaluationSettings"] = {"num_evaluations": NUM_EVALUATIONS, "timesteps_per_image": 2, "early_stop": False}
-    canvas.page.evaluate(
-        """table => {
-            for (const node of app.graph._nodes)
-                for (const [name, value] of Object.entries(table[node.type] ?? {})) {
-                    const widget = node.widgets.find(widget => widget.name === name);
-                    widget.value = value;
-                    widget.callback?.(value);
-                }
-            const train = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');
-            app.canvas.ds.scale = 0.9;
-            app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
-            app.canvas.setDirty(true, true);
-        }""",
-        table,
-    )
+    canvas.fill(table, centre="PistachioTrainLora", offset=(200, 120))
     canvas.page.wait_for_selector(PANEL, timeout=30_000)
 
 
@@ -62,6 +48,8 @@ def watch(canvas) -> None:
         """panel => {
             const root = document.querySelector(panel);
             window.panelSeen = [];
+            window.phasesTold = [];
+            app.api.addEventListener('pistachio.phase', event => window.phasesTold.push(event.detail.phase));
             new MutationObserver(() => {
                 const text = part => root.querySelector(part).textContent;
                 if (text('.steps')) window.panelSeen.push([text('.steps'), text('.status'), root.querySelectorAll('circle.dot').length, text('.phase'), text('.memory')]);
@@ -93,7 +81,8 @@ def test_the_curve_grows_while_it_trains_and_is_there_after_a_reload(canvas, ser
     canvas.page.wait_for_timeout(1500)
     seen = canvas.page.evaluate("() => window.panelSeen")
     assert any(" left" in status and ("steps/s" in status or "a step" in status) for _, status, *_ in seen)
-    assert {"training", "evaluating"} <= {phase for *_, phase, _ in seen}  # a quick machine has cached before the page looks
+    assert {"training", "evaluating"} <= {phase for *_, phase, _ in seen}
+    assert "caching" in canvas.page.evaluate("() => window.phasesTold")  # a quick machine has cached before the page draws it
     assert any(memory.startswith("ComfyUI's process ") and "peak " in memory and "RAM " in memory for *_, memory in seen)
     assert len({steps for steps, *_ in seen}) > 3 and seen[-1][0] == f"Step {NUM_STEPS} of {NUM_STEPS}"
     counts = [count for _, _, count, *_ in seen]

@@ -50,6 +50,25 @@ class Canvas:
         graph = json.loads(workflow.read_text(encoding="utf-8")) if isinstance(workflow, Path) else workflow
         self.page.evaluate("graph => window.app.loadGraphData(graph)", graph)
 
+    def fill(self, table: dict[str, dict], *, centre: str, offset: tuple[int, int], scale: float = 0.9) -> None:
+        """Values into the widgets of nodes, by type (`{type: {widget: value}}`); then the view onto the first node of type `centre`, where there is one."""
+        self.page.evaluate(
+            """([table, centre, offset, scale]) => {
+                for (const node of app.graph._nodes)
+                    for (const [name, value] of Object.entries(table[node.type] ?? {})) {
+                        const widget = node.widgets.find(widget => widget.name === name);
+                        widget.value = value;
+                        widget.callback?.(value);
+                    }
+                const seen = app.graph._nodes.find(node => node.type === centre);
+                if (!seen) return;
+                app.canvas.ds.scale = scale;
+                app.canvas.ds.offset = [offset[0] - seen.pos[0], offset[1] - seen.pos[1]];
+                app.canvas.setDirty(true, true);
+            }""",
+            [table, centre, list(offset), scale],
+        )
+
     def nodes(self) -> list[dict]:
         """id, type and title of every node; `missing` where the host does not know its type."""
         return self.page.evaluate(
