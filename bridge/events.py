@@ -119,7 +119,7 @@ class RunEvents:
         if kind == "phase":
             self.phase = row["phase"]
         elif kind == "finished":
-            payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "eval_delta_pct", "tied_range") if key in row.get("report", {})}
+            payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "verdict_message", "eval_delta_pct", "tied_range") if key in row.get("report", {})}
         elif kind == "sample":
             payload["pictures"] = shown_pictures(self.folder, row["pictures"])
         self._send(kind, payload, now)
