@@ -51,13 +51,14 @@ def history(run: Run) -> dict:
         curve = _curve(run.folder)
         answer = {
             "step": curve.step, "training": curve.training(POINTS), "seconds_per_step": curve.seconds_per_step, "evaluations": list(curve.evaluations),
-            "probes": list(curve.probes), "note": curve.note,
+            "probes": list(curve.probes), "note": curve.note, "note_message": curve.note_message,
             "samples": [{"step": row["step"], "pictures": shown_pictures(run.folder, row["pictures"])} for row in curve.samples],
         }
     is_finished = status == "finished"
     return finite(answer | {
         "name": run.name, "status": status, "live": live, "num_steps": config.get("settings", {}).get("num_steps", 0),
         "chosen_step": report.get("chosen_step") if is_finished else None, "verdict": report.get("verdict", "") if is_finished else "",
+        "verdict_message": report.get("verdict_message") if is_finished else None,
         "tied_range": report.get("tied_range") if is_finished else None, "memory": live["memory"] if live else _measured(plan),
     })
 

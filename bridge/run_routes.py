@@ -14,6 +14,7 @@ import webbrowser
 from aiohttp import web
 
 from ..training.errors import PistachioError
+from ..training.messages import as_json
 from ..training.overview import compare, rename_run, summarise, trash_run
 from ..training.report import record_override, withdraw_override
 from ..training.run import Run, RunFolder, check_run_name, list_runs
@@ -72,7 +73,10 @@ def samples(folder: RunFolder, metrics: list[dict]) -> list[dict]:
 
 def get_comparison(request: web.Request) -> dict:
     comparison = compare([find_run(name) for name in request.rel_url.query.getall("run", [])])
-    return finite({"problem": comparison.problem, "curves": list(comparison.curves), "left_out": comparison.left_out})
+    return finite({
+        "problem": comparison.problem, "curves": list(comparison.curves), "left_out": comparison.left_out,
+        "left_out_messages": {name: as_json(words) for name, words in comparison.left_out.items()},
+    })
 
 
 # ---- changing -----------------------------------------------------------------

@@ -7,6 +7,7 @@
 import { candidatesOf, firstShown, wordsOf } from "./candidates.mjs";
 import { addStylesheet, element } from "./elements.mjs";
 import { url } from "./host.mjs";
+import { verdict } from "./runs_list.mjs";
 import { say } from "./words.mjs";
 
 const SHOWN_PX = 512, SMALL_PX = 256;
@@ -44,7 +45,7 @@ export function openCheckpoints(details, use) {
   const dialog = element(
     "dialog", { className: "pistachio-checkpoints", tabIndex: -1 }, // a click beside the parts leaves the keys with it
     element("div", "top", heading, element("div", { className: "views", role: "group", ariaLabel: say("checkpoints.views") }, one, all), close),
-    element("div", "choice", words, take), single, table, element("div", { className: "quiet verdict", textContent: [details.verdict, unseen].filter(Boolean).join(" ") }),
+    element("div", "choice", words, take), single, table, element("div", { className: "quiet verdict", textContent: [verdict(details), unseen].filter(Boolean).join(" ") }),
   );
   dialog.setAttribute("aria-labelledby", heading.id);
   const draw = () => {

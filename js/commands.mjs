@@ -8,7 +8,7 @@ import { openCheckpoints } from "./checkpoints.mjs";
 import { continueByHalf } from "./continue.mjs";
 import { addCommands, command, confirmed, getJson, nodesOnCanvas, onMessage, openWorkflow, postJson, toast, url } from "./host.mjs";
 import { setting } from "./settings.mjs";
-import { say } from "./words.mjs";
+import { say, translated } from "./words.mjs";
 
 /** @typedef {import("./runs_list.mjs").RunSummary} RunSummary */
 
@@ -109,5 +109,5 @@ addCommands(
 );
 
 onMessage("pistachio.finished", (data) => {
-  if (setting("Pistachio.Runs.TellWhenEnded")) toast("success", say("commands.ended", { run: data.run ?? "" }), data.verdict ?? "");
+  if (setting("Pistachio.Runs.TellWhenEnded")) toast("success", say("commands.ended", { run: data.run ?? "" }), translated(data.verdict ?? "", data.verdict_message));
 });

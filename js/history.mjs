@@ -5,7 +5,7 @@
  */
 
 import { Trace, traceOf } from "./trace.mjs";
-import { say } from "./words.mjs";
+import { say, translated } from "./words.mjs";
 
 const SPEED_SMOOTHING = 0.1; // share of the latest step
 
@@ -41,7 +41,7 @@ const SPEED_SMOOTHING = 0.1; // share of the latest step
  * @property {Trace} training smoothed loss of the steps
  * @property {Evaluation[]} evaluations
  * @property {Samples[]} samples by step
- * @property {string} note
+ * @property {string} note in the user's language, as the verdict is
  * @property {string} verdict
  * @property {number | null} chosenStep
  * @property {[number, number] | null} tied first and last step that are as good as the chosen one
@@ -69,7 +69,7 @@ export function fromServer(answer) {
     history.training = traceOf(answer.training);
     for (const row of answer.evaluations) addEvaluation(history, row);
     for (const row of answer.probes) addProbe(history, row);
-    history.note = answer.note;
+    history.note = translated(answer.note, answer.note_message);
     history.step = answer.step;
     history.numSteps = answer.num_steps;
     history.secondsPerStep = answer.seconds_per_step;
@@ -91,7 +91,7 @@ export function fromServer(answer) {
   const isFinished = answer.status === "finished";
   history.status = answer.status;
   history.chosenStep = isFinished ? answer.chosen_step : null;
-  history.verdict = isFinished ? answer.verdict ?? "" : "";
+  history.verdict = isFinished ? translated(answer.verdict ?? "", answer.verdict_message) : "";
   history.tied = isFinished ? answer.tied_range ?? answer.report?.tied_range ?? null : null;
   return history;
 }
@@ -108,11 +108,11 @@ export function addRow(history, row) {
   else if (row.kind === "eval") addEvaluation(history, row);
   else if (row.kind === "probe") addProbe(history, row);
   else if (row.kind === "sample") addSamples(history, row);
-  else if (row.kind === "note") history.note = row.text ?? "";
+  else if (row.kind === "note") history.note = translated(row.text ?? "", row.message);
   else if (row.kind === "finished") {
     history.status = "finished";
     history.secondsLeft = null;
-    history.verdict = row.verdict ?? "";
+    history.verdict = translated(row.verdict ?? "", row.verdict_message);
     history.chosenStep = row.chosen_step ?? null;
     history.tied = row.tied_range ?? null;
     history.phase = "";

@@ -7,7 +7,7 @@ import { element } from "./elements.mjs";
 import { getJson } from "./host.mjs";
 import { signed } from "./history.mjs";
 import { extent, path, svg } from "./lines.mjs";
-import { say } from "./words.mjs";
+import { say, translated } from "./words.mjs";
 
 const HEIGHT_PX = 220, WIDTH_PX = 260, LEFT = 42, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const NUM_COLOURS = 8; // of theme.css
@@ -32,9 +32,9 @@ export function comparisonOf(names, back) {
   return page;
 }
 
-/** @param {{curves: Curve[], left_out: Record<string, string>, problem: string}} answer */
-function shown({ curves, left_out: leftOut }) {
-  const problems = Object.values(leftOut).map((words) => element("div", { className: "problem", textContent: words }));
+/** @param {{curves: Curve[], left_out: Record<string, string>, left_out_messages: Record<string, import("./words.mjs").Message | null>}} answer */
+function shown({ curves, left_out: leftOut, left_out_messages: messages }) {
+  const problems = Object.entries(leftOut).map(([run, words]) => element("div", { className: "problem", textContent: translated(words, messages[run]) }));
   if (curves.length < 2) return problems;
   const keys = curves.map((curve, i) => keyOf(curve, i));
   const chart = new ComparisonChart(curves, (step) => keys.forEach(({ read }) => read(step)));

@@ -9,7 +9,7 @@ import { element } from "./elements.mjs";
 import { asked, confirmed, getJson, nodesOnCanvas, postJson, toast } from "./host.mjs";
 import { fromServer, signed } from "./history.mjs";
 import { Panel } from "./panel.mjs";
-import { base, size, status, when } from "./runs_list.mjs";
+import { base, size, status, verdict, when } from "./runs_list.mjs";
 import { triggerButton } from "./runs_rows.mjs";
 import { say } from "./words.mjs";
 
@@ -50,7 +50,7 @@ export function detailsOf(run, places) {
     element("div", { className: "top" }, element("button", { className: "back", textContent: say("runs.back"), onclick: places.back })),
     element("div", "scrolled", element("h3", { textContent: run.name, tabIndex: -1 }), factsOf(run), buttons, panel.root, table),
   );
-  if (run.status === "unreadable") panel.root.replaceWith(element("div", { className: "problem", role: "alert", textContent: run.verdict ?? "" }));
+  if (run.status === "unreadable") panel.root.replaceWith(element("div", { className: "problem", role: "alert", textContent: verdict(run) }));
   else fillIn(run, panel, table, compare).catch((error) => toast("error", run.name, String(error.message)));
   return page;
 }

@@ -5,7 +5,7 @@
  */
 
 import { signed } from "./history.mjs";
-import { say, sayNumber, spoken } from "./words.mjs";
+import { say, sayNumber, spoken, translated } from "./words.mjs";
 
 /**
  * @typedef {object} RunSummary as GET /pistachio/runs gives it
@@ -20,7 +20,8 @@ import { say, sayNumber, spoken } from "./words.mjs";
  * @property {number | null} chosen_step
  * @property {number | null} override_step that a person took instead
  * @property {number[]} checkpoints
- * @property {string | null} verdict
+ * @property {string | null} verdict in English
+ * @property {import("./words.mjs").Message | null} [verdict_message] which sentence that is; none of a run of an older version
  * @property {number | null} eval_delta_pct
  * @property {[number, number][]} sparkline
  * @property {number} modified seconds since 1970
@@ -35,7 +36,7 @@ const STATUS = { running: "runs.status.running", interrupted: "runs.status.inter
 export function found(runs, text) {
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   return runs.filter((run) => {
-    const hay = [run.name, run.trigger, run.family, run.base_file, run.status, status(run), run.verdict].join(" ").toLowerCase();
+    const hay = [run.name, run.trigger, run.family, run.base_file, run.status, status(run), verdict(run)].join(" ").toLowerCase();
     return words.every((word) => hay.includes(word));
   });
 }
@@ -65,6 +66,11 @@ export function base(run) {
 export function status(run) {
   const key = STATUS[run.status];
   return key ? say(key, { step: String(run.step), steps: String(run.num_steps) }) : run.status === "unreadable" ? say("runs.status.unreadable") : "";
+}
+
+/** In the user's language. @param {Pick<RunSummary, "verdict" | "verdict_message">} run */
+export function verdict(run) {
+  return translated(run.verdict ?? "", run.verdict_message);
 }
 
 /** @param {RunSummary} run */

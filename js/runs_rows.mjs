@@ -7,7 +7,7 @@
 import { copyText } from "./clipboard.mjs";
 import { element } from "./elements.mjs";
 import { sparkline } from "./lines.mjs";
-import { base, change, size, status, when } from "./runs_list.mjs";
+import { base, change, size, status, verdict, when } from "./runs_list.mjs";
 import { say, spoken } from "./words.mjs";
 
 /** @typedef {import("./runs_list.mjs").RunSummary} RunSummary */
@@ -31,7 +31,7 @@ export function rowOf(run, doing, now) {
   if (model) facts.append(element("span", { className: "base", textContent: model, title: say("runs.base.title", { base: [run.base_file, run.family].filter(Boolean).join(", ") }) }));
   if (run.trigger) facts.append(triggerButton(run.trigger, doing.copied));
   const about = element("div", { className: "about quiet", textContent: `${when(run.modified, now)} · ${size(run.size_bytes)}`, title: new Date(run.modified * 1000).toLocaleString(spoken()) });
-  const words = [state, run.verdict].filter(Boolean).join(" · ");
+  const words = [state, verdict(run)].filter(Boolean).join(" · ");
   const row = element("li", "run", tick, name, sparkline(run.sparkline), about, facts, element("div", { className: "verdict quiet", textContent: words, title: words }));
   row.dataset.run = run.name;
   return row;

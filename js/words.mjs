@@ -13,14 +13,19 @@ import en from "./words/en.mjs";
 /** A key whose text has no placeholder, for tables of keys. @typedef {{[K in Key]: Placeholder<typeof en[K]> extends never ? K : never}[Key]} PlainKey */
 /** What `x.one` and `x.other` have in common. @typedef {Key extends infer K ? K extends `${infer Stem}.other` ? Stem : never : never} CountedKey */
 
-/** Languages beside English. @type {Record<string, () => Promise<{default: Words}>>} */
-const LANGUAGES = { zh: () => import("./words/zh.mjs") };
+/** A sentence of the server's as its code and values; other sentences and lists may be among these. @typedef {{code: string, values: Record<string, Said>}} Message */
+/** @typedef {string | Message | Said[]} Said */
+
+/** Languages beside English: what the scripts say, and what the server says, by its codes. @type {Record<string, () => Promise<[{default: Words}, {default: Record<string, string>}]>>} */
+const LANGUAGES = { zh: () => Promise.all([import("./words/zh.mjs"), import("./words/server/zh.mjs")]) };
 
 /** Four digits stay together: step 1500, but 20,000 points. @type {Intl.NumberFormatOptions} */
 const NUMBERS = { useGrouping: "min2" };
 
 /** @type {Words} */
 let words = en;
+/** Empty in English, which the server itself writes. @type {Record<string, string>} */
+let sentences = {};
 let language = "en";
 let number = new Intl.NumberFormat(language, NUMBERS);
 let plural = new Intl.PluralRules(language);
@@ -28,7 +33,9 @@ let plural = new Intl.PluralRules(language);
 /** Loads the words of a locale of the host; English where the pack has none of it. @param {string} locale */
 export async function speak(locale) {
   const load = Object.hasOwn(LANGUAGES, locale) ? LANGUAGES[locale] : null;
-  words = load ? (await load()).default : en;
+  const [scripts, server] = load ? await load() : [{ default: en }, { default: {} }];
+  words = scripts.default;
+  sentences = server.default;
   language = load ? locale : "en";
   number = new Intl.NumberFormat(language, NUMBERS);
   plural = new Intl.PluralRules(language);
@@ -57,15 +64,35 @@ export function sayCounted(key, count, values = {}) {
   return filled(words[form] ?? words[/** @type {Key} */ (`${key}.other`)], { ...values, count });
 }
 
+/**
+ * What the server says, in the user's language where that is known: a run of an older version has no message beside its sentence.
+ * @param {string} english @param {Message | null | undefined} message
+ */
+export function translated(english, message) {
+  return (message && said(message)) ?? english;
+}
+
+/** @param {Said} part @returns {string | null} null where one of its sentences is not known */
+function said(part) {
+  if (typeof part === "string") return part;
+  if (Array.isArray(part)) {
+    const items = part.map(said);
+    return items.includes(null) ? null : items.join(say("list.values"));
+  }
+  const text = Object.hasOwn(sentences, part.code) ? sentences[part.code] : null;
+  const values = Object.entries(part.values).map(([name, value]) => /** @type {const} */ ([name, said(value)]));
+  return text === null || values.some(([, value]) => value === null) ? null : filled(text, Object.fromEntries(values));
+}
+
 /** @param {number} value @param {Intl.NumberFormatOptions} [options] */
 export function sayNumber(value, options) {
   return (options ? new Intl.NumberFormat(language, { ...NUMBERS, ...options }) : number).format(value);
 }
 
-/** @param {string} text @param {Record<string, string | number>} values */
+/** @param {string} text @param {Record<string, string | number | null>} values */
 function filled(text, values) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => {
     const value = values[name];
-    return value === undefined ? whole : typeof value === "number" ? number.format(value) : value;
+    return value === undefined || value === null ? whole : typeof value === "number" ? number.format(value) : value;
   });
 }

@@ -32,7 +32,7 @@ class Curve:
     def _begin(self) -> None:
         self.offset, self.tail = 0, b""
         self.steps, self.losses = array("q"), array("d")
-        self.step, self.note, self.seconds_per_step = 0, "", None
+        self.step, self.note, self.note_message, self.seconds_per_step = 0, "", None, None
         self.evaluations: list[dict] = []
         self.probes: list[dict] = []
         self.samples: list[dict] = []
@@ -85,7 +85,7 @@ class Curve:
         elif kind == "sample":
             self.samples.append(row)
         elif kind == "note":
-            self.note = row.get("text", "")
+            self.note, self.note_message = row.get("text", ""), row.get("message")
         return True
 
     def _add_step(self, step: int, loss: float | None, seconds: float | None) -> None:

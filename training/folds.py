@@ -18,7 +18,8 @@ from pathlib import Path
 from ..dataset.files import atomic_write_text
 from .config import EvaluationConfig, TrainConfig
 from .errors import PistachioError
-from .report import eval_rows, records_from_rows
+from .messages import message
+from .report import eval_rows, records_from_rows, spoken
 from .run import RunFolder
 from .seeds import seed_from
 from .selection import EvaluationRecord, Selection, select
@@ -42,20 +43,29 @@ class Refit:
         return self.selection.chosen_step
 
     def words(self, num_pictures: int) -> tuple[str, ...]:
+        said = {"count": num_pictures, "step": self.step}
         if self.num_folds > 1:
-            origin = f"chosen on the average of {self.num_folds} runs, in which every picture was held out once"
+            first = message(
+                "verdict.refit_folds",
+                "Trained again on all {count} pictures for {step} steps, as chosen on the average of {folds} runs, in which every picture "
+                "was held out once; that result is not measured.", folds=self.num_folds, **said,
+            )
+        elif self.source:
+            first = message(
+                "verdict.refit_of",
+                "Trained again on all {count} pictures for {step} steps, as chosen by run '{run}'; that result is not measured.",
+                run=self.source, **said,
+            )
         else:
-            origin = f"chosen by run '{self.source}'" if self.source else "chosen with pictures held out"
-        return (
-            f"Trained again on all {num_pictures} pictures for {self.step} steps, as {origin}; that result is not measured.",
-            *self.selection.words,
-        )
+            first = message(
+                "verdict.refit",
+                "Trained again on all {count} pictures for {step} steps, as chosen with pictures held out; that result is not measured.", **said,
+            )
+        return first, *self.selection.words
 
     def report_fields(self, num_pictures: int) -> dict:
         """What report.json says beyond an ordinary run's."""
-        words = self.words(num_pictures)
-        return {
-            "verdict": words[0], "words": list(words),
+        return spoken(self.words(num_pictures)) | {
             "offers": [],  # to go on would be past what was chosen
             "refit": {
                 "step": self.step, "n_pictures": num_pictures, "measured": False, "num_folds": self.num_folds, "source": self.source,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Sequence
 
 from .errors import PistachioError
+from .messages import as_json, message
 from .run import Run, RunFolder, is_finished
 
 SPARKLINE_POINTS = 40
@@ -37,7 +38,8 @@ def summarise(run: Run) -> dict:
         try:
             read = _read(run)
         except ValueError as error:  # not JSON: one broken folder must not hide the others
-            read = _UNREADABLE | {"name": run.name, "verdict": f"A file of this run can't be read: {error}", "modified": run.folder.stat().st_mtime}
+            verdict = message("verdict.unreadable", "A file of this run can't be read: {reason}", reason=str(error))
+            read = _UNREADABLE | {"name": run.name, "verdict": verdict, "verdict_message": as_json(verdict), "modified": run.folder.stat().st_mtime}
         kept = _kept[run.folder] = (stamp, read)
     if "status" in kept[1]:
         return dict(kept[1])
@@ -77,6 +79,7 @@ def _read(run: Run) -> dict:
         "checkpoints": folder.checkpoint_steps(),
         "override_step": (report.get("override") or {}).get("step"),
         "verdict": report.get("verdict"),
+        "verdict_message": report.get("verdict_message"),
         "eval_delta_pct": report.get("eval_delta_pct"),
         "sparkline": thinned(curve, SPARKLINE_POINTS),
         "created": report.get("created"),
@@ -197,17 +200,27 @@ def _point(row: dict) -> list[float]:
 def _difference(a: str, rows_a: list[dict], b: str, rows_b: list[dict]) -> str:
     for name, rows in ((a, rows_a), (b, rows_b)):
         if not rows or rows[0]["step"] != 0:
-            return f"'{name}' has not measured its base yet. Let it train to its first evaluation."
+            return message("compare.no_base", "'{run}' has not measured its base yet. Let it train to its first evaluation.", run=name)
     base_a, base_b = rows_a[0], rows_b[0]
     pictures_a, pictures_b = set(base_a["errors"]), set(base_b["errors"])
     if pictures_a != pictures_b:
-        shared = len(pictures_a & pictures_b)
-        return f"'{a}' and '{b}' hold out other pictures ({shared} of {len(pictures_a)} are the same), so their losses speak of different things."
+        return message(
+            "compare.pictures",
+            "'{run}' and '{other}' hold out other pictures ({shared} of {count} are the same), so their losses speak of different things.",
+            run=a, other=b, shared=len(pictures_a & pictures_b), count=len(pictures_a),
+        )
     if base_a["t_values"] != base_b["t_values"]:
-        return f"'{a}' and '{b}' were measured at other noise levels. Set timesteps_per_image and the timestep distribution alike to compare them."
+        return message(
+            "compare.timesteps",
+            "'{run}' and '{other}' were measured at other noise levels. Set timesteps_per_image and the timestep distribution alike to compare them.",
+            run=a, other=b,
+        )
     pairs = [(x, y) for key in pictures_a for x, y in zip(base_a["errors"][key], base_b["errors"][key])]
     if not all(x is not None and y is not None and math.isclose(x, y, rel_tol=SAME_ERROR) for x, y in pairs):
-        return f"'{a}' and '{b}' began at other losses on the same pictures: the base model, the captions or the resolution differ."
+        return message(
+            "compare.losses", "'{run}' and '{other}' began at other losses on the same pictures: the base model, the captions or the resolution differ.",
+            run=a, other=b,
+        )
     return ""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..dataset.files import atomic_write_bytes
 from .chart import draw_loss_chart, train_curve
 from .evaluation import LOSS_SPACE, PROTOCOL_VERSION
+from .messages import as_json, message
 from .run import RunFolder
 from .selection import CONFIDENCE, TIE_SHARE, EvaluationRecord, Selection, build_curve, quarters
 
@@ -102,8 +103,7 @@ def build_report(
         "tied_steps": list(selection.tied_steps),
         "tied_range": [selection.tied_lo, selection.tied_hi],
         "state": selection.state,
-        "verdict": selection.verdict,
-        "words": list(selection.words),
+        **spoken(selection.words),
         "offers": offers(selection, n_train=n_train),
         "too_few": selection.too_few,
         "overridden": selection.overridden,
@@ -140,6 +140,12 @@ def build_report(
     }
 
 
+def spoken(words: Sequence[str]) -> dict:
+    """The report's sentences, and the same for a page that says them in another language; the verdict is the first."""
+    messages = [as_json(sentence) for sentence in words]
+    return {"verdict": words[0], "verdict_message": messages[0], "words": list(words), "messages": messages}
+
+
 def seconds_spent(rows: Sequence[dict]) -> dict:
     """What the run took, and which share of it the evaluations after step 0 were (the protocol allows a tenth)."""
     training = math.fsum(row["seconds"] for row in rows if row.get("kind") == "train" and row.get("seconds"))
@@ -162,10 +168,14 @@ def gap_rows(rows: Sequence[dict]) -> list[dict]:
 def offers(selection: Selection, *, n_train: int) -> list[str]:
     """What the user may do next. Continuing is always offered."""
     further = selection.last_step + math.ceil(selection.last_step / 2)
-    offered = [f"Continue by 50 % (to step {further})."]
+    offered = [message("offer.continue", "Continue by 50 % (to step {step}).", step=further)]
     if selection.n_images and selection.chosen_step:
-        total = f"all {n_train + selection.n_images} pictures" if n_train else "all pictures"
-        offered.append(f"Train again on {total} for {selection.chosen_step} steps; that result is not measured.")
+        offered.append(message(
+            "offer.refit", "Train again on all {count} pictures for {step} steps; that result is not measured.",
+            count=n_train + selection.n_images, step=selection.chosen_step,
+        ) if n_train else message(
+            "offer.refit_all", "Train again on all pictures for {step} steps; that result is not measured.", step=selection.chosen_step,
+        ))
     return offered
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .config import EvaluationConfig
 from .errors import PistachioError
+from .messages import Listed, Message, counted, message
 
 STATES = ("diverged", "unclear", "overfit", "still improving", "plateau")
 NOT_MEASURED = "not measured"  # the state of a run without held-out pictures
@@ -45,7 +46,7 @@ class Selection:
     last_step: int
     tied_steps: tuple[int, ...]  # can't be told apart from the best
     state: str  # one of STATES, or NOT_MEASURED
-    words: tuple[str, ...]  # sentences for the user; the verdict is the first
+    words: tuple[str, ...]  # sentences for the user, `Message`s where they are made here; the verdict is the first
     base_loss: float  # mean held-out loss before training
     gain: float  # how far the best checkpoint is below the base; negative when none is
     eval_delta: float  # chosen minus base
@@ -166,9 +167,10 @@ def select(records: Sequence[EvaluationRecord], *, non_finite_training: bool = F
         _tied_words(curve, tied, best, chosen),
     ]
     if too_few:
-        words.append(
-            f"Only {_pictures(curve.n_images)} held out; the best step is uncertain ({tied_steps[0]} to {tied_steps[-1]})."
-        )
+        words.append(message(
+            "selection.too_few", "Only {pictures} held out; the best step is uncertain ({first} to {last}).",
+            pictures=_pictures(curve.n_images), first=tied_steps[0], last=tied_steps[-1],
+        ))
     words.append(_count_words(curve.n_images, said=too_few))
     return Selection(
         chosen_step=curve.steps[chosen], best_step=curve.steps[best], last_step=curve.steps[-1], tied_steps=tied_steps,
@@ -186,7 +188,7 @@ def override(selection: Selection, records: Sequence[EvaluationRecord], step: in
     words = tuple(word for word in selection.words if not (selection.overridden and word.startswith("You chose step")))
     return replace(
         selection, chosen_step=step, overridden=True, automatic_step=automatic,
-        words=(*words, f"You chose step {step}; the automatic choice was step {automatic}."),
+        words=(*words, override_words(step, automatic)),
         **_measures(curve, curve.steps.index(step), curve.best),
     )
 
@@ -195,7 +197,10 @@ def not_measured(last_step: int) -> Selection:
     """A run without held-out pictures: its preset number of steps. Training loss is never a substitute."""
     return Selection(
         chosen_step=last_step, best_step=last_step, last_step=last_step, tied_steps=(), state=NOT_MEASURED,
-        words=("Nothing here can detect memorising.", f"No pictures were held out: step {last_step} is the preset end of the run."),
+        words=(
+            message("verdict.not_measured", "Nothing here can detect memorising."),
+            message("selection.not_measured", "No pictures were held out: step {step} is the preset end of the run.", step=last_step),
+        ),
         base_loss=math.nan, gain=math.nan, eval_delta=math.nan, eval_delta_pct=math.nan, eval_se=math.nan,
         se_vs_best=math.nan, n_images=0, too_few=True,
     )
@@ -206,14 +211,19 @@ def should_stop(records: Sequence[EvaluationRecord], config: EvaluationConfig) -
     curve = build_curve(records)
     last = len(curve.steps) - 1
     if not np.isfinite(curve.delta_C[last]):
-        return f"The held-out loss is not a finite number at step {curve.steps[last]}."
+        return message("stop.not_finite", "The held-out loss is not a finite number at step {step}.", step=curve.steps[last])
     if not config.early_stop or last < 1:
         return None
     if last >= 2 and all(curve.delta_C[c] > 0 and curve.delta_C[c] >= curve.se(c, 0) for c in (last - 1, last)):
-        return f"Held-out loss is above the base model's by more than its error at steps {curve.steps[last - 1]} and {curve.steps[last]}."
+        return message(
+            "stop.above_base", "Held-out loss is above the base model's by more than its error at steps {before} and {last}.",
+            before=curve.steps[last - 1], last=curve.steps[last],
+        )
     since_best = last - (curve.best or 0)
     if last >= config.min_evaluations and since_best >= config.patience:
-        return f"No better checkpoint in {since_best} evaluations since step {curve.steps[curve.best]}."
+        return message(
+            "stop.patience", "No better checkpoint in {evaluations} evaluations since step {step}.", evaluations=since_best, step=curve.steps[curve.best],
+        )
     return None
 
 
@@ -246,15 +256,27 @@ def quarters(records: Sequence[EvaluationRecord]) -> Quarters:
     )
 
 
-def verdict_words(state: str, *, best_step: int, chosen_step: int) -> str:
+def verdict_words(state: str, *, best_step: int, chosen_step: int) -> Message:
     return {
-        "diverged": "Training broke the model: it now does worse than before training. Lower the learning rate. "
-        f"We kept step {chosen_step}.",
-        "unclear": "We can't tell whether training helped; add images or train longer. Treat the pick as a guess.",
-        "overfit": f"From about step {best_step} it began memorising your training pictures. We kept step {chosen_step}.",
-        "still improving": "Not finished: results were still improving. Continue from here.",
-        "plateau": "Finished: more steps changed nothing measurable.",
+        "diverged": message(
+            "verdict.diverged",
+            "Training broke the model: it now does worse than before training. Lower the learning rate. We kept step {chosen}.",
+            chosen=chosen_step,
+        ),
+        "unclear": message(
+            "verdict.unclear", "We can't tell whether training helped; add images or train longer. Treat the pick as a guess."
+        ),
+        "overfit": message(
+            "verdict.overfit", "From about step {best} it began memorising your training pictures. We kept step {chosen}.",
+            best=best_step, chosen=chosen_step,
+        ),
+        "still improving": message("verdict.improving", "Not finished: results were still improving. Continue from here."),
+        "plateau": message("verdict.plateau", "Finished: more steps changed nothing measurable."),
     }[state]
+
+
+def override_words(step: int, automatic: int) -> Message:
+    return message("selection.override", "You chose step {step}; the automatic choice was step {automatic}.", step=step, automatic=automatic)
 
 
 def _measures(curve: Curve, chosen: int, best: int | None) -> dict[str, float]:
@@ -304,7 +326,10 @@ def _tail_slope(curve: Curve) -> float:
 
 def _nothing_to_keep(curve: Curve, broken: bool) -> Selection:
     state = "diverged" if broken else "unclear"
-    why = "No checkpoint has a finite held-out loss; step 0 is the model before training." if broken else "The run ended before its first checkpoint."
+    why = (
+        message("selection.none_finite", "No checkpoint has a finite held-out loss; step 0 is the model before training.")
+        if broken else message("selection.none", "The run ended before its first checkpoint.")
+    )
     return Selection(
         chosen_step=0, best_step=0, last_step=curve.steps[-1], tied_steps=(), state=state, gain=0.0,
         words=(verdict_words(state, best_step=0, chosen_step=0), why, _count_words(curve.n_images)),
@@ -312,29 +337,45 @@ def _nothing_to_keep(curve: Curve, broken: bool) -> Selection:
     )
 
 
-def _tied_words(curve: Curve, tied: list[int], best: int, chosen: int) -> str:
-    pictures, chosen_step, best_step = _pictures(curve.n_images), curve.steps[chosen], curve.steps[best]
-    why = f", the earliest within 2 % of step {best_step}'s gain" if chosen != best else ""
+def _tied_words(curve: Curve, tied: list[int], best: int, chosen: int) -> Message:
+    said = {"pictures": _pictures(curve.n_images), "chosen": curve.steps[chosen]}
+    best_step = curve.steps[best]
+    if len(tied) == 1 and chosen == best:
+        return message("selection.alone", "Step {best} can be told apart from every other with {pictures}; we chose {chosen}.", best=best_step, **said)
     if len(tied) == 1:
-        return f"Step {best_step} can be told apart from every other with {pictures}; we chose {chosen_step}{why}."
+        return message(
+            "selection.alone_earlier",
+            "Step {best} can be told apart from every other with {pictures}; we chose {chosen}, the earliest within 2 % of step {best}'s gain.",
+            best=best_step, **said,
+        )
     spans, start = [], 0
     for i in range(1, len(tied) + 1):  # runs of neighbouring evaluations
         if i == len(tied) or curve.finite.index(tied[i]) != curve.finite.index(tied[i - 1]) + 1:
             spans.append((curve.steps[tied[start]], curve.steps[tied[i - 1]]))
             start = i
-    listed = [str(lo) if lo == hi else f"{lo} to {hi}" for lo, hi in spans]
-    text = listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}"
-    return f"Steps {text} can't be told apart with {pictures}; we chose {chosen_step}{why}."
+    steps = Listed([lo if lo == hi else message("selection.span", "{first} to {last}", first=lo, last=hi) for lo, hi in spans])
+    if chosen == best:
+        return message("selection.tied", "Steps {steps} can't be told apart with {pictures}; we chose {chosen}.", steps=steps, **said)
+    return message(
+        "selection.tied_earlier",
+        "Steps {steps} can't be told apart with {pictures}; we chose {chosen}, the earliest within 2 % of step {best}'s gain.",
+        steps=steps, best=best_step, **said,
+    )
 
 
-def _count_words(n_images: int, said: bool = False) -> str:
+def _count_words(n_images: int, said: bool = False) -> Message:
     """`said`: an earlier sentence gave the count already."""
-    counted = f"{_pictures(n_images)} {'was' if n_images == 1 else 'were'} held out"
-    advice = f"{MIN_IMAGES} pictures is the minimum we trust; {ENOUGH_IMAGES} is clearly better."
     if n_images >= ENOUGH_IMAGES:
-        return f"{counted}."
-    return advice if said else f"{counted}: {advice}"
+        return counted("selection.count", n_images, "{count} picture was held out.", "{count} pictures were held out.")
+    least = {"least": MIN_IMAGES, "enough": ENOUGH_IMAGES}
+    if said:
+        return message("selection.advice", "{least} pictures is the minimum we trust; {enough} is clearly better.", **least)
+    return counted(
+        "selection.count_advice", n_images,
+        "{count} picture was held out: {least} pictures is the minimum we trust; {enough} is clearly better.",
+        "{count} pictures were held out: {least} pictures is the minimum we trust; {enough} is clearly better.", **least,
+    )
 
 
-def _pictures(count: int) -> str:
-    return f"{count} picture" if count == 1 else f"{count} pictures"
+def _pictures(count: int) -> Message:
+    return counted("pictures", count, "{count} picture", "{count} pictures")

@@ -8,6 +8,7 @@ export default Object.freeze(/** @type {const} */ ({
   "error.http": "{path}: HTTP {status}",
 
   "list.comma": ", ",
+  "list.values": ", ",
 
   "review.title": "Review",
   "review.dialog": "Review of pictures and captions",

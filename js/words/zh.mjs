@@ -6,6 +6,7 @@ export default Object.freeze({
   "error.http": "{path}：HTTP {status}",
 
   "list.comma": "，",
+  "list.values": "、",
 
   "review.title": "审阅",
   "review.dialog": "审阅图片和描述",

@@ -1,6 +1,8 @@
 """What the canvas says stands in tables, one a language: the same keys and placeholders, each key said, each said key there."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,22 @@ def table(text: str) -> dict[str, str]:
     assert all(entries), "a line of a table is `\"key\": \"text\",`"
     found = {entry["key"]: entry["text"][1:-1] for entry in entries}
     assert len(found) == len(entries), "a key stands twice"
+    return found
+
+
+def server_sentences(sources: dict[str, str]) -> dict[str, str]:
+    """Code -> English, from every `message("code", "English")` and `counted("code", count, "one", "other")` in Python."""
+    found: dict[str, str] = {}
+    for name, source in sources.items():
+        for call in ast.walk(ast.parse(source)):
+            if not isinstance(call, ast.Call) or getattr(call.func, "id", "") not in ("message", "counted"):
+                continue
+            code, *texts = call.args[:1] + (call.args[1:2] if call.func.id == "message" else call.args[2:4])
+            assert all(isinstance(part, ast.Constant) for part in (code, *texts)), f"{name}:{call.lineno}: the code and the English are written out"
+            english = "|".join(text.value for text in texts)
+            placeholders = set(PLACEHOLDER.findall(english)) - ({"count"} if call.func.id == "counted" else set())
+            assert any(each.arg is None for each in call.keywords) or placeholders == {each.arg for each in call.keywords}, f"{name}:{call.lineno}: a value for each placeholder"
+            assert found.setdefault(code.value, english) == english, f"{name}:{call.lineno}: {code.value} is another sentence elsewhere"
     return found
 
 
@@ -51,6 +69,21 @@ def test_a_difference_is_told():
     assert differences(english, {"a.b": "{count} 张图片", "a.c": "全部"}) == []
     assert differences(english, {"a.b": "图片", "a.d": "全部"}) == ["a.b has other placeholders", "a.c is missing", "a.d is not in English"]
     assert differences(english, english | {"a.c": " "}) == ["a.c is empty"]
+
+
+def test_every_language_has_what_the_server_says(repository):
+    sources = {str(file): file.read_text(encoding="utf-8") for part in ("training", "dataset", "bridge", "nodes") for file in (repository / part).rglob("*.py")}
+    english = server_sentences({name: source for name, source in sources.items() if Path(name).name != "messages.py"})
+    assert len(english) > 20
+    tables = {file.stem: table(file.read_text(encoding="utf-8")) for file in (repository / "js" / "words" / "server").glob("*.mjs")}
+    assert {language: differences(english, sentences) for language, sentences in tables.items()} == {"zh": []}
+
+
+def test_a_server_sentence_that_no_table_could_follow_is_told():
+    assert server_sentences({"a.py": 'message("a.b", "Step {step}" ".", step=3); counted("a.c", n, "{count} one", "{count} in {other}", other=x)'}) == {"a.b": "Step {step}.", "a.c": "{count} one|{count} in {other}"}
+    for source in ('message("a.b", f"Step {step}.")', 'message(code, "Step.")', 'message("a.b", "Step {step}.")', 'message("a.b", "One."); message("a.b", "Two.")'):
+        with pytest.raises(AssertionError):
+            server_sentences({"a.py": source})
 
 
 def test_what_is_said_is_in_the_table_and_what_is_in_the_table_is_said(tables, sources):

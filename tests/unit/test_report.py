@@ -84,6 +84,8 @@ def test_report_holds_everything():
     selection = select(records)
     report = json.loads(json.dumps(make_report(records, selection, stop_reason="No better checkpoint.", notes=("cut",)), allow_nan=False))
     assert (report["chosen_step"], report["state"], report["words"]) == (40, selection.state, list(selection.words))
+    assert report["verdict"] == report["words"][0] and report["verdict_message"] == report["messages"][0] == {"code": "verdict.overfit", "values": {"best": "40", "chosen": "40"}}
+    assert [message["code"].split(".")[0] for message in report["messages"]] == ["verdict"] + ["selection"] * (len(report["words"]) - 1)
     assert report["quarters"]["best_steps"] == [20, 20, 40, 40]
     assert (report["quarters"]["best_step_low_noise"], report["quarters"]["best_step_high_noise"]) == (20, 40)
     for record in records:  # every e_ij
