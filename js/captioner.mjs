@@ -5,7 +5,7 @@
  */
 
 import { element } from "./elements.mjs";
-import { getJson, inputNode, onMessage, onNode, postJson, redraw, toast } from "./host.mjs";
+import { addUnseen, getJson, inputNode, onMessage, onNode, postJson, toast, whenRemoved, whenSettled } from "./host.mjs";
 import { button } from "./review_parts.mjs";
 import { say, sayNumber } from "./words.mjs";
 
@@ -27,14 +27,15 @@ class CaptionerView {
   /** @param {CanvasNode} node */
   constructor(node) {
     this.node = node;
-    /** @type {HTMLElement | null} made when there is something to offer */
-    this.root = null;
     this.words = element("div", "words");
     this.words.setAttribute("role", "status");
     this.bar = element("progress", { max: 1, value: 0, ariaLabel: say("captioner.progress") });
     this.get = button(say("captioner.get.title"), () => this.change("download"), say("captioner.get"));
     this.get.className = "get";
     this.stop = button(say("captioner.stop.title"), () => this.change("cancel"), say("captioner.stop"));
+    this.root = element("div", "pistachio-captioner", this.words, element("div", "foot", this.bar, this.get, this.stop));
+    for (const type of ["keydown", "keyup"]) this.root.addEventListener(type, (event) => event.stopPropagation());
+    this.place = addUnseen(node, "captioner", this.root, () => HEIGHT_PX);
     this.timer = 0;
     this.asked = 0;
   }
@@ -72,10 +73,10 @@ class CaptionerView {
   /** @param {State} state */
   show(state) {
     const { done_bytes: done = 0, total_bytes: total = 0, approximate_bytes: about = 0, free_bytes: free = 0 } = state;
-    if (state.state === "here" && !this.root) return;
+    if (state.state === "here" && this.root.hidden) return;
     const size = total || about;
     this.place();
-    this.root?.classList.toggle("failed", state.state === "failed");
+    this.root.classList.toggle("failed", state.state === "failed");
     this.bar.hidden = state.state !== "running";
     this.bar.value = size ? done / size : 0;
     this.get.hidden = state.state === "here" || state.state === "running";
@@ -97,20 +98,9 @@ class CaptionerView {
   /** @param {string} words */
   showError(words) {
     this.place();
-    this.root?.classList.add("failed");
+    this.root.classList.add("failed");
     this.words.textContent = this.words.title = words;
     this.bar.hidden = this.get.hidden = this.stop.hidden = true;
-  }
-
-  place() {
-    if (this.root) return;
-    this.root = element("div", "pistachio-captioner", this.words, element("div", "foot", this.bar, this.get, this.stop));
-    for (const type of ["keydown", "keyup"]) this.root.addEventListener(type, (event) => event.stopPropagation());
-    const widget = this.node.addDOMWidget("files", "pistachio_captioner", this.root, {
-      serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT_PX, getMaxHeight: () => HEIGHT_PX,
-    });
-    widget.serialize = false;
-    redraw();
   }
 }
 
@@ -120,26 +110,12 @@ const views = new Set();
 onNode("PistachioLoadJoyCaption", (node) => {
   const view = new CaptionerView(node);
   views.add(view);
-  let wait = 0;
-  for (const name of ["model", "local_folder"]) {
-    const widget = node.widgets?.find((each) => each.name === name);
-    if (!widget) continue;
-    const before = widget.callback;
-    widget.callback = function (...values) {
-      const result = before?.apply(this, values);
-      clearTimeout(wait);
-      wait = window.setTimeout(() => view.read(), READ_WAIT_MS);
-      return result;
-    };
-  }
+  whenSettled(node, ["model", "local_folder"], READ_WAIT_MS, () => view.read());
   setTimeout(() => view.read()); // after the workflow has filled the widgets in
-  const { onRemoved } = node;
-  node.onRemoved = function () {
+  whenRemoved(node, () => {
     views.delete(view);
-    clearTimeout(wait);
     clearTimeout(view.timer);
-    onRemoved?.call(this);
-  };
+  });
 });
 
 // Caption Dataset downloads it too.

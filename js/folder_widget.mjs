@@ -10,7 +10,7 @@ import { planOf, targetOf } from "./drop_plan.mjs";
 import { element } from "./elements.mjs";
 import { chooseFolder, thumbnail } from "./folders.mjs";
 import { contentWords } from "./folders_list.mjs";
-import { getJson, inputNode, nodeAt, onMessage, onNode, redraw, toast } from "./host.mjs";
+import { getJson, inputNode, nodeAt, onMessage, onNode, redraw, toast, whenRemoved, whenSettled } from "./host.mjs";
 import { button } from "./review_parts.mjs";
 import { say, sayCounted } from "./words.mjs";
 
@@ -256,25 +256,12 @@ function folderOnNode(node, takes) {
     view.take(droppedFiles(event.dataTransfer));
     return true;
   };
-  let wait = 0;
-  const widget = view.widget;
-  const before = widget?.callback;
-  if (widget) {
-    widget.callback = function (...values) {
-      const result = before?.apply(this, values);
-      clearTimeout(wait);
-      wait = window.setTimeout(() => view.read(), READ_WAIT_MS);
-      return result;
-    };
-  }
+  whenSettled(node, ["folder"], READ_WAIT_MS, () => view.read());
   setTimeout(() => view.read()); // after the workflow has filled the widgets in
-  const { onRemoved } = node;
-  node.onRemoved = function () {
-    clearTimeout(wait);
+  whenRemoved(node, () => {
     views.delete(view);
     view.upload?.cancel();
-    onRemoved?.call(this);
-  };
+  });
 }
 
 onNode("PistachioLoadImageFolder", (node) => folderOnNode(node, { videos: false }));

@@ -28,10 +28,12 @@ const api = hostApi;
  * @property {[number, number]} size
  * @property {(size: [number, number]) => void} setSize
  * @property {() => [number, number]} computeSize the least that its widgets need
- * @property {(name: string, type: string, element: HTMLElement, options: object) => {serialize?: boolean}} addDOMWidget
+ * @property {(name: string, type: string, element: HTMLElement, options: object) => ElementWidget} addDOMWidget
  * @property {(() => void) | undefined} onRemoved
  * @property {(() => void) | undefined} onConfigure
  * @property {((...values: unknown[]) => void) | undefined} onConnectionsChange
+ *
+ * @typedef {{serialize?: boolean, hidden?: boolean}} ElementWidget
  */
 
 /** @returns {string} the user's language as the host names it, for example "en" or "zh" */
@@ -42,10 +44,15 @@ export function locale() {
 
 /** @param {(node: CanvasNode) => void} whenCreated @param {string} type of node */
 export function onNode(type, whenCreated) {
+  onNodes(type, (each) => each === type, whenCreated);
+}
+
+/** @param {string} part of the pack @param {(type: string) => boolean} isWanted @param {(node: CanvasNode) => void} whenCreated */
+export function onNodes(part, isWanted, whenCreated) {
   app.registerExtension({
-    name: `pistachio.${type}`,
+    name: `pistachio.${part}`,
     nodeCreated(node) {
-      if (node.comfyClass === type) whenCreated(ours(node));
+      if (isWanted(node.comfyClass ?? "")) whenCreated(ours(node));
     },
   });
 }
@@ -105,6 +112,69 @@ async function body(response) {
 /** @param {string} path @returns {string} what an <img> takes */
 export function url(path) {
   return api.apiURL(path);
+}
+
+/**
+ * Calls when a widget of the node has kept a new value for a moment, as while a name is typed; no more once the node is gone.
+ * @param {CanvasNode} node @param {string[]} names of its widgets @param {number} waitMs @param {() => void} settled
+ */
+export function whenSettled(node, names, waitMs, settled) {
+  let wait = 0;
+  for (const widget of node.widgets ?? []) {
+    if (!names.includes(widget.name)) continue;
+    const before = widget.callback;
+    widget.callback = function (...values) {
+      const result = before?.apply(this, values);
+      clearTimeout(wait);
+      wait = window.setTimeout(settled, waitMs);
+      return result;
+    };
+  }
+  whenRemoved(node, () => clearTimeout(wait));
+}
+
+/** @param {CanvasNode} node @param {() => void} end */
+export function whenRemoved(node, end) {
+  const { onRemoved } = node;
+  node.onRemoved = function () {
+    end();
+    onRemoved?.call(this);
+  };
+}
+
+/** App mode came with the builder of its forms. @returns {boolean} */
+export function hasForms() {
+  return hostSetting("Comfy.AppBuilder.VueNodeSwitchDismissed") !== undefined;
+}
+
+/**
+ * An element on a node that takes no room until it is shown, for what is known later.
+ * @param {CanvasNode} node @param {string} name @param {HTMLElement} root @param {() => number} height px in the older renderer
+ * @returns {() => void} shows it
+ */
+export function addUnseen(node, name, root, height) {
+  /** @type {ElementWidget | null} */
+  let widget = null;
+  const add = () => {
+    const heightNow = () => (root.hidden ? 0 : height());
+    // A second place for the same element, in a panel of the host's, would take it off the node.
+    const added = node.addDOMWidget(name, `pistachio_${name}`, root, { serialize: false, hideOnZoom: false, hideInPanel: true, getMinHeight: heightNow, getMaxHeight: heightNow });
+    added.serialize = false;
+    return added;
+  };
+  root.classList.add("pistachio-unseen"); // theme.css closes the gap that the host leaves between widgets
+  root.hidden = true;
+  // Nodes 2.0 of the older hosts draws no widget that comes after a value or a link of the node was changed; the newer one gives every
+  // such widget a share of the node's free room.
+  if (!hasForms()) {
+    widget = add();
+    widget.hidden = true;
+  }
+  return () => {
+    widget ??= add();
+    root.hidden = widget.hidden = false;
+    redraw();
+  };
 }
 
 /** @param {CanvasNode} node @param {string} name @returns {CanvasNode | null} what is connected to an input */

@@ -5,7 +5,7 @@
  */
 
 import { addStylesheet, element } from "./elements.mjs";
-import { nodeOf, onMessage, redraw } from "./host.mjs";
+import { addUnseen, nodeOf, onMessage, onNodes } from "./host.mjs";
 
 const LINE_PX = 17, LETTER_PX = 6.4, FRAME_PX = 14, MOST_PX = 190;
 const ELSEWHERE = new Set(["PistachioTrainLora", "PistachioReviewDataset"]);
@@ -14,8 +14,8 @@ addStylesheet("sentences.css");
 
 /** @typedef {import("./host.mjs").CanvasNode} CanvasNode */
 
-/** @type {WeakMap<CanvasNode, {words: HTMLElement, text: string}>} */
-const shown = new WeakMap();
+/** @type {WeakMap<CanvasNode, (text: string) => void>} */
+const places = new WeakMap();
 
 /** @param {CanvasNode} node @param {string} text @returns {number} px, as long as the box need not scroll */
 export function heightOf(node, text) {
@@ -24,28 +24,23 @@ export function heightOf(node, text) {
   return Math.min(MOST_PX, FRAME_PX + LINE_PX * lines);
 }
 
-/** @param {CanvasNode} node @param {string} text */
-function show(node, text) {
-  let view = shown.get(node);
-  if (!view) {
-    const made = { words: element("div", { className: "words", tabIndex: 0 }), text };
-    made.words.setAttribute("role", "status");
-    for (const type of ["keydown", "wheel"]) made.words.addEventListener(type, (event) => event.stopPropagation());
-    const height = () => heightOf(node, made.text);
-    // The host stretches a widget's own element to its content in one renderer; the words scroll inside of it.
-    const root = element("div", "pistachio-sentences", made.words);
-    const widget = node.addDOMWidget("sentences", "pistachio_sentences", root, { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height });
-    widget.serialize = false;
-    shown.set(node, view = made);
-  }
-  view.text = view.words.textContent = text;
-  view.words.style.maxHeight = `${MOST_PX}px`;
-  redraw();
+/** @param {CanvasNode} node */
+function placeFor(node) {
+  const words = element("div", { className: "words", tabIndex: 0 });
+  words.setAttribute("role", "status");
+  words.style.maxHeight = `${MOST_PX}px`;
+  for (const type of ["keydown", "wheel"]) words.addEventListener(type, (event) => event.stopPropagation());
+  // The host stretches a widget's own element to its content in one renderer; the words scroll inside of it.
+  const show = addUnseen(node, "sentences", element("div", "pistachio-sentences", words), () => heightOf(node, words.textContent ?? ""));
+  places.set(node, (text) => {
+    words.textContent = text;
+    show();
+  });
 }
 
+onNodes("sentences", (type) => type.startsWith("Pistachio") && !ELSEWHERE.has(type), placeFor);
+
 onMessage("executed", ({ node: id, display_node: displayed, output }) => {
-  const node = nodeOf(displayed ?? id);
-  const text = output?.text;
-  if (!node?.type?.startsWith("Pistachio") || ELSEWHERE.has(node.type) || !text) return;
-  show(node, (Array.isArray(text) ? text.join("\n") : String(text)).trim());
+  const node = nodeOf(displayed ?? id), text = output?.text;
+  if (node && text) places.get(node)?.((Array.isArray(text) ? text.join("\n") : String(text)).trim());
 });

@@ -229,7 +229,9 @@ FORM_NOTE = """
 
 **In app mode** (the app button above, ComfyUI from 2026) this graph is a form: folder, base model, trigger word, Run.
 
-**Here** those are the first nodes. Put about 20 pictures of your character into `input/my_character`, choose the checkpoint, write a rare word as the trigger and press **Run**.
+**Here** those are the first nodes. Put about 20 pictures of your character into `input/my_character`, choose the checkpoint that you generate with, write a rare word as the trigger and press **Run**.
+
+A base model in parts (model, text encoder and VAE as files of their own, like Flux.1 and Wan 2.1) has a template of its own: *09* and *10 Train a character on ...*
 
 Captions that are there are kept. Size, name, steps and memory are planned; a cancelled run goes on with the next Run.
 """
@@ -343,7 +345,7 @@ def one_form(graph) -> None:
     graph.results.append(len(graph.nodes))
     graph.group("4  Test sheet", (x - 30, -110, 1210, 1200), PURPLE)
     graph.ask(dataset, "folder", "About 20 of one character", label="folder of pictures")
-    graph.ask(model, "ckpt_name", "Train on what you generate with", label="base model")
+    graph.ask(model, "ckpt_name", "One file. Flux, Wan: own templates", label="base model")
     graph.ask(captioned, "trigger_word", "A rare word for the character", label="trigger word")
     graph.ask(run, "live", "While it trains")
 
