@@ -9,6 +9,7 @@ import { addStylesheet, element } from "./elements.mjs";
 import { getJson } from "./host.mjs";
 import { duration, signed, speed } from "./history.mjs";
 import { MemoryLine } from "./memory_line.mjs";
+import { News } from "./news.mjs";
 import { SampleStrip } from "./sample_strip.mjs";
 import { setting } from "./settings.mjs";
 import { traceOf } from "./trace.mjs";
@@ -18,6 +19,7 @@ const MIN_HEIGHT_PX = 260, MIN_HEIGHT_WITH_SAMPLES_PX = 420;
 const WIDGET_MARGIN_PX = 10; // that the host leaves around a widget's element
 const DETAIL_MS = 1500; // between two questions for a part that still grows
 const DRAG_PX = 6; // less is a click
+const LOOK_INTERVAL_MS = 15_000; // at a run that tells nothing
 
 addStylesheet("panel.css");
 
@@ -84,7 +86,8 @@ export class Panel {
     /** @type {History | null} */
     this.history = null;
     this.preparing = "";
-    this.frame = 0;
+    this.news = new News();
+    this.frame = this.look = 0;
     this.width = this.height = 0;
     /** @type {{run: string, first: number, last: number, revision: number, trace: import("./trace.mjs").Trace} | null} */
     this.detail = null;
@@ -249,7 +252,13 @@ export class Panel {
     const phase = history.status !== "running" ? "" : this.preparing ? "caching" : history.phase || "training";
     toggle(this.phase, "hidden", !phase);
     if (phase) write(this.phase, phase in PHASES ? say(PHASES[phase]) : phase);
-    write(this.status, this.preparing || statusWords(history));
+    // Who only looks at a run is not told of it either.
+    const silence = this.act ? this.news.silence(history, this.preparing, performance.now() / 1000) : null;
+    write(this.status, this.preparing || (silence === null ? statusWords(history) : say("panel.silent", { time: duration(silence) })));
+    const reason = this.preparing || silence === null ? "" : say("panel.silent.title");
+    if (this.status.title !== reason) this.status.title = reason;
+    clearTimeout(this.look);
+    if (this.act && history.status === "running" && this.root.isConnected) this.look = window.setTimeout(() => this.schedule(), LOOK_INTERVAL_MS);
     const share = `${((100 * history.step) / Math.max(1, history.numSteps)).toFixed(1)}`;
     if (this.bar.ariaValueNow !== share) {
       this.bar.ariaValueNow = share;

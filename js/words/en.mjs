@@ -157,6 +157,8 @@ export default Object.freeze(/** @type {const} */ ({
   "panel.progress": "Steps done",
   "panel.steps": "Step {step} of {steps}",
   "panel.left": "{time} left",
+  "panel.silent": "no news for {time}",
+  "panel.silent.title": "The server has told nothing of this run since. A long evaluation or samples may be why; otherwise look into ComfyUI's log.",
   "panel.seconds": "{seconds} s",
   "panel.minutes": "{minutes} min",
   "panel.hours": "{hours} h {minutes} min",

@@ -155,6 +155,8 @@ export default Object.freeze({
   "panel.progress": "已完成的步数",
   "panel.steps": "第 {step} 步，共 {steps} 步",
   "panel.left": "还剩 {time}",
+  "panel.silent": "已 {time}没有消息",
+  "panel.silent.title": "此后服务器没有发来这次训练的消息。可能是评估或画样图较慢；否则请看 ComfyUI 的日志。",
   "panel.seconds": "{seconds} 秒",
   "panel.minutes": "{minutes} 分钟",
   "panel.hours": "{hours} 小时 {minutes} 分钟",
