@@ -14,6 +14,7 @@ from ..dataset.findings import NOTE, STOP, WARNING, Report
 from ..dataset.folder import folder_fingerprint, load_folder
 from ..dataset.quality_checks import check_dataset
 from ..training.errors import PistachioError
+from ..training.messages import as_json
 from .folders import allowed_roots, pictures_index
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,8 @@ class _Job:
             return {"state": "running", "done": self.done, "total": self.total}
         told = [finding for finding in self.report.of(NOTE, WARNING, STOP) if finding.pictures]
         return {
-            "state": "done", "verdict": self.report.verdict,
-            "findings": [
-                {"code": f.code, "topic": f.topic, "severity": f.severity, "words": f.words, "advice": f.advice, "pictures": list(f.pictures)}
-                for f in told
-            ],
+            "state": "done", "verdict": self.report.verdict, "verdict_message": as_json(self.report.verdict),
+            "findings": [finding.as_json() | finding.messages() for finding in told],
         }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from ..training.messages import Message, as_json, counted, message
+
 GOOD, NOTE, WARNING, STOP = "good", "note", "warning", "stop"
 SEVERITIES = (GOOD, NOTE, WARNING, STOP)  # from best to worst
 
@@ -15,7 +17,7 @@ SEVERITIES = (GOOD, NOTE, WARNING, STOP)  # from best to worst
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
     code: str  # for programs: "blurred"
-    topic: str  # for people: "Sharpness"
+    topic: str  # for people: "Sharpness"; this and the other texts are `Message`s where a page shows them
     severity: str  # one of SEVERITIES
     words: str  # what is the case
     advice: str = ""  # what to do about it; only what is good needs none
@@ -23,6 +25,19 @@ class Finding:
 
     def __post_init__(self):
         assert self.severity == GOOD or self.advice, self.code
+
+    @property
+    def sentence(self) -> Message:
+        return message("check.told", "{topic}: {words} {advice}", topic=self.topic, words=self.words, advice=self.advice)
+
+    def as_json(self) -> dict:
+        return {
+            "code": self.code, "topic": self.topic, "severity": self.severity, "words": self.words, "advice": self.advice, "pictures": list(self.pictures),
+        }
+
+    def messages(self) -> dict:
+        """Its texts for a page that says them in another language."""
+        return {f"{name}_message": as_json(text) for name, text in (("topic", self.topic), ("words", self.words), ("advice", self.advice))}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,24 +53,23 @@ class Report:
         return max((finding.severity for finding in self.findings), key=SEVERITIES.index, default=GOOD)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Message:
         stops, warnings = len(self.of(STOP)), len(self.of(WARNING))
         if stops:
-            return "Not ready: one thing stops training" if stops == 1 else f"Not ready: {stops} things stop training"
+            return counted("check.not_ready", stops, "Not ready: one thing stops training", "Not ready: {count} things stop training")
         if warnings:
-            return "Can be trained, with one thing to improve first" if warnings == 1 else f"Can be trained, with {warnings} things to improve first"
-        return "Ready to train"
+            return counted(
+                "check.warned", warnings, "Can be trained, with one thing to improve first", "Can be trained, with {count} things to improve first",
+            )
+        return message("check.ready", "Ready to train")
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """Worst first; what is good is counted."""
         bad = sorted(self.of(NOTE, WARNING, STOP), key=lambda finding: -SEVERITIES.index(finding.severity))
-        told = tuple(f"{finding.topic}: {finding.words} {finding.advice}".strip() for finding in bad)
-        return (f"{self.verdict}. {len(self.of(GOOD))} of {len(self.findings)} checks are good.", *told)
+        good = message("check.good", "{verdict}. {good} of {count} checks are good.", verdict=self.verdict, good=len(self.of(GOOD)), count=len(self.findings))
+        return (good, *(finding.sentence for finding in bad))
 
     def to_json(self) -> str:
-        findings = [
-            {"code": f.code, "topic": f.topic, "severity": f.severity, "words": f.words, "advice": f.advice, "pictures": list(f.pictures)}
-            for f in self.findings
-        ]
+        findings = [finding.as_json() for finding in self.findings]
         return json.dumps({"verdict": self.verdict, "worst": self.worst, "findings": findings, "facts": self.facts}, ensure_ascii=False)

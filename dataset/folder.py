@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 from ..training.errors import PistachioError
+from ..training.messages import message
 from .captions import CAPTION_TABLE, more_caption_paths, read_caption, read_caption_table
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
 from .inspected import InspectedFiles
@@ -225,7 +226,7 @@ def natural_key(text: str) -> tuple:
 def name_list(names: list[str]) -> str:
     """'a.png, b.png and 7 more'."""
     shown = ", ".join(map(shown_name, names[:SHOWN_NAMES]))
-    return shown if len(names) <= SHOWN_NAMES else f"{shown} and {len(names) - SHOWN_NAMES} more"
+    return shown if len(names) <= SHOWN_NAMES else message("names.more", "{names} and {count} more", names=shown, count=len(names) - SHOWN_NAMES)
 
 
 def shown_name(name: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..training.config import TrainConfig
 from ..training.errors import PistachioError
+from ..training.messages import Listed, Message, counted, message
 from .caption_checks import Captions, caption_findings, framing
 from .checks import MIN_PICTURES
 from .crops import framing_of
@@ -114,74 +115,107 @@ def check_encoded(encoded: EncodedDataset, *, num_steps: int = 0, batch: int = 1
         _enough(len(encoded.items), len(encoded.held_out)), _sizes(pixels, round(math.sqrt(max(pixels.values(), default=0)))), _sharpness(qualities),
         _compression(qualities), _duplicates(list(groups.values()), len(encoded.items)), *caption_findings(captions, encoded.trigger_word), _steps(len(encoded.train), num_steps, batch),
     )
-    return tuple(f"{f.topic}: {f.words} {f.advice}".strip() for f in Report(findings=findings).of(WARNING, STOP))
+    return tuple(finding.sentence for finding in Report(findings=findings).of(WARNING, STOP))
 
 
 # ---- pictures ------------------------------------------------------------------------
 
 
 def _enough(count: int, held_out: int) -> Finding:
-    topic = "Number of pictures"
-    words = f"{plural(count, 'different picture')}, {held_out} held out to measure with."
+    topic = message("topic.number", "Number of pictures")
+    words = counted(
+        "check.number", count, "{count} different picture, {held_out} held out to measure with.",
+        "{count} different pictures, {held_out} held out to measure with.", held_out=held_out,
+    )
     if count < MIN_PICTURES:
-        return Finding(code="too_few", topic=topic, severity=STOP, words=words, advice=f"Training needs at least {MIN_PICTURES}; about 20 is a good number.")
+        advice = message("check.too_few.advice", "Training needs at least {least}; about 20 is a good number.", least=MIN_PICTURES)
+        return Finding(code="too_few", topic=topic, severity=STOP, words=words, advice=advice)
     if count < FEW_PICTURES:
-        return Finding(code="few", topic=topic, severity=WARNING, words=words, advice="So few are soon memorised, and the best step is uncertain. About 20 is a good number.")
+        advice = message("check.few.advice", "So few are soon memorised, and the best step is uncertain. About 20 is a good number.")
+        return Finding(code="few", topic=topic, severity=WARNING, words=words, advice=advice)
     if count < ENOUGH_PICTURES:
-        return Finding(code="rather_few", topic=topic, severity=NOTE, words=words, advice="It will do. About 20 of different places, clothes and angles is better.")
+        advice = message("check.rather_few.advice", "It will do. About 20 of different places, clothes and angles is better.")
+        return Finding(code="rather_few", topic=topic, severity=NOTE, words=words, advice=advice)
     return Finding(code="enough", topic=topic, severity=GOOD, words=words)
 
 
 def _readable(skipped: dict[str, str]) -> Finding:
+    topic = message("topic.readable", "Readable")
     if not skipped:
-        return Finding(code="readable", topic="Readable", severity=GOOD, words="Every picture can be read.")
-    reasons = " ".join(list(skipped.values())[:3])
+        return Finding(code="readable", topic=topic, severity=GOOD, words="Every picture can be read.")
     return Finding(
-        code="unreadable", topic="Readable", severity=WARNING, pictures=tuple(skipped), words=f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out. {reasons}",
-        advice="Save them anew as PNG or JPEG from the originals, or remove them.",
+        code="unreadable", topic=topic, severity=WARNING, pictures=tuple(skipped),
+        words=counted(
+            "check.unreadable", len(skipped), "{count} picture can't be read and is left out. {reasons}",
+            "{count} pictures can't be read and are left out. {reasons}", reasons=" ".join(list(skipped.values())[:3]),
+        ),
+        advice=message("check.unreadable.advice", "Save them anew as PNG or JPEG from the originals, or remove them."),
     )
 
 
 def _sizes(pixels: dict[str, int], resolution: int) -> Finding:
-    topic, area = "Size", resolution * resolution
+    topic, area = message("topic.size", "Size"), resolution * resolution
     tiny = tuple(name for name, count in pixels.items() if count < TINY_SHARE * area)
     small = tuple(name for name, count in pixels.items() if TINY_SHARE * area <= count < SMALL_SHARE * area)
     if tiny:
         return Finding(
             code="tiny", topic=topic, severity=WARNING, pictures=tiny,
-            words=f"{plural(len(tiny), 'picture')} {'has' if len(tiny) == 1 else 'have'} less than a quarter of the training size {resolution} x {resolution}: {name_list(list(tiny))}.",
-            advice="Their lack of detail is learned too. Take larger originals, enlarge them with an upscale model, or train at a smaller resolution.",
+            words=counted(
+                "check.tiny", len(tiny), "{count} picture has less than a quarter of the training size {resolution} x {resolution}: {names}.",
+                "{count} pictures have less than a quarter of the training size {resolution} x {resolution}: {names}.",
+                resolution=resolution, names=name_list(list(tiny)),
+            ),
+            advice=message(
+                "check.tiny.advice",
+                "Their lack of detail is learned too. Take larger originals, enlarge them with an upscale model, or train at a smaller resolution.",
+            ),
         )
     if small:
         return Finding(
             code="small", topic=topic, severity=NOTE, pictures=small,
-            words=f"{plural(len(small), 'picture')} {'is' if len(small) == 1 else 'are'} smaller than the training size {resolution} x {resolution}: {name_list(list(small))}.",
-            advice="They are trained at their own size. Larger originals hold more detail.",
+            words=counted(
+                "check.small", len(small), "{count} picture is smaller than the training size {resolution} x {resolution}: {names}.",
+                "{count} pictures are smaller than the training size {resolution} x {resolution}: {names}.",
+                resolution=resolution, names=name_list(list(small)),
+            ),
+            advice=message("check.small.advice", "They are trained at their own size. Larger originals hold more detail."),
         )
     return Finding(code="sizes", topic=topic, severity=GOOD, words=f"Every picture has enough pixels for {resolution} x {resolution}.")
 
 
 def _sharpness(qualities: dict[str, Quality]) -> Finding:
     blurred = tuple(name for name, quality in qualities.items() if quality.is_blurred)
+    topic = message("topic.sharpness", "Sharpness")
     if blurred:
         worst = max(qualities[name].blur_px for name in blurred)
         return Finding(
-            code="blurred", topic="Sharpness", severity=WARNING, pictures=blurred,
-            words=f"{plural(len(blurred), 'picture')} {'is' if len(blurred) == 1 else 'are'} blurred even where {'it is' if len(blurred) == 1 else 'they are'} sharpest (by up to {worst:.1f} pixels): {name_list(list(blurred))}.",
-            advice="Blur is learned as part of the character. Remove them or take better ones; sharpening filters don't bring detail back.",
+            code="blurred", topic=topic, severity=WARNING, pictures=blurred,
+            words=counted(
+                "check.blurred", len(blurred), "{count} picture is blurred even where it is sharpest (by up to {worst} pixels): {names}.",
+                "{count} pictures are blurred even where they are sharpest (by up to {worst} pixels): {names}.",
+                worst=f"{worst:.1f}", names=name_list(list(blurred)),
+            ),
+            advice=message(
+                "check.blurred.advice",
+                "Blur is learned as part of the character. Remove them or take better ones; sharpening filters don't bring detail back.",
+            ),
         )
-    return Finding(code="sharp", topic="Sharpness", severity=GOOD, words="No picture is blurred.")
+    return Finding(code="sharp", topic=topic, severity=GOOD, words="No picture is blurred.")
 
 
 def _compression(qualities: dict[str, Quality]) -> Finding:
     pressed = tuple(name for name, quality in qualities.items() if quality.is_over_compressed)
+    topic = message("topic.compression", "Compression")
     if pressed:
         return Finding(
-            code="over_compressed", topic="Compression", severity=WARNING, pictures=pressed,
-            words=f"{plural(len(pressed), 'picture')} {'shows' if len(pressed) == 1 else 'show'} the blocks of strong JPEG compression: {name_list(list(pressed))}.",
-            advice="The blocks are learned too, and saving as PNG does not remove them. Take the originals.",
+            code="over_compressed", topic=topic, severity=WARNING, pictures=pressed,
+            words=counted(
+                "check.over_compressed", len(pressed), "{count} picture shows the blocks of strong JPEG compression: {names}.",
+                "{count} pictures show the blocks of strong JPEG compression: {names}.", names=name_list(list(pressed)),
+            ),
+            advice=message("check.over_compressed.advice", "The blocks are learned too, and saving as PNG does not remove them. Take the originals."),
         )
-    return Finding(code="compression", topic="Compression", severity=GOOD, words="No picture shows JPEG blocks.")
+    return Finding(code="compression", topic=topic, severity=GOOD, words="No picture shows JPEG blocks.")
 
 
 def _named_groups(dataset: Dataset) -> list[list[str]]:
@@ -191,17 +225,24 @@ def _named_groups(dataset: Dataset) -> list[list[str]]:
 
 def _duplicates(all_groups: list[list[str]], count: int) -> Finding:
     """`all_groups`: names of pictures that look the same; one that has no double is a group too."""
-    topic, groups = "Duplicates", [group for group in all_groups if len(group) > 1]
+    topic, groups = message("topic.duplicates", "Duplicates"), [group for group in all_groups if len(group) > 1]
     if not groups:
         return Finding(code="no_duplicates", topic=topic, severity=GOOD, words="No two pictures look the same.")
     names = tuple(name for group in groups for name in group)
     spare = len(names) - len(groups)
     told = "; ".join(" = ".join(group[:4]) + (" ..." if len(group) > 4 else "") for group in groups[:3])
-    more = f" and {plural(len(groups) - 3, 'more group')}" if len(groups) > 3 else ""
+    if len(groups) > 3:
+        told = counted("names.more_groups", len(groups) - 3, "{names} and {count} more group", "{names} and {count} more groups", names=told)
     return Finding(
         code="near_duplicates", topic=topic, severity=WARNING if spare * 5 >= count else NOTE, pictures=names,
-        words=f"{len(names)} pictures look like another one, in {plural(len(groups), 'group')}: {told}{more}.",
-        advice="Each counts as often as it is there. Keep the best of each group. Split Dataset keeps a group on one side, so nothing is measured on a copy.",
+        words=counted(
+            "check.near_duplicates", len(groups), "{pictures} pictures look like another one, in {count} group: {names}.",
+            "{pictures} pictures look like another one, in {count} groups: {names}.", pictures=len(names), names=told,
+        ),
+        advice=message(
+            "check.near_duplicates.advice",
+            "Each counts as often as it is there. Keep the best of each group. Split Dataset keeps a group on one side, so nothing is measured on a copy.",
+        ),
     )
 
 
@@ -212,13 +253,22 @@ def _shape(picture: Picture) -> str:
 
 def _shapes(pictures: tuple[Picture, ...]) -> Finding:
     long = tuple(p.relative_path for p in pictures if max(p.width, p.height) > LONG_RATIO * min(p.width, p.height))
-    mix = ", ".join(f"{count} {shape}" for shape, count in _shape_counts(pictures).items() if count)
+    topic, counts = message("topic.shapes", "Shapes"), {shape: count for shape, count in _shape_counts(pictures).items() if count}
     if long:
+        mix = Listed([_shape_words(shape, count) for shape, count in counts.items()], last=", ")
         return Finding(
-            code="long_shapes", topic="Shapes", severity=NOTE, pictures=long, words=f"{mix}. Much longer than wide or the other way: {name_list(list(long))}.",
-            advice="Crop these to what matters.",
+            code="long_shapes", topic=topic, severity=NOTE, pictures=long,
+            words=message("check.long_shapes", "{mix}. Much longer than wide or the other way: {names}.", mix=mix, names=name_list(list(long))),
+            advice=message("check.long_shapes.advice", "Crop these to what matters."),
         )
-    return Finding(code="shapes", topic="Shapes", severity=GOOD, words=f"{mix}.")
+    return Finding(code="shapes", topic=topic, severity=GOOD, words=", ".join(f"{count} {shape}" for shape, count in counts.items()) + ".")
+
+
+def _shape_words(shape: str, count: int) -> Message:
+    return {
+        "portrait": message("shape.portrait", "{count} portrait", count=count), "square": message("shape.square", "{count} square", count=count),
+        "landscape": message("shape.landscape", "{count} landscape", count=count),
+    }[shape]
 
 
 def _shape_counts(pictures: tuple[Picture, ...]) -> dict[str, int]:
@@ -246,23 +296,43 @@ def _steps(train: int, num_steps: int, batch: int = 1) -> Finding:
     """`batch`: pictures in one step."""
     steps = steps_for(train, num_steps)
     each = steps * batch / max(1, train)
-    words = f"{steps} steps{'' if num_steps else ' (automatic)'} at batch size {batch} show each of {plural(train, 'picture')} about {each:.0f} times."
-    if num_steps and each < FEW_STEPS_EACH:
-        return Finding(code="few_steps", topic="Steps", severity=WARNING, words=words, advice="That is little for a likeness: about 100 times each is usual. Set the steps to 0 on Train LoRA for an automatic number.")
-    if num_steps and each > MANY_STEPS_EACH:
-        return Finding(code="many_steps", topic="Steps", severity=NOTE, words=words, advice="Early stop will most likely end it sooner. About 100 times each is usual.")
-    return Finding(code="steps", topic="Steps", severity=GOOD, words=words)
+    topic = message("topic.steps", "Steps")
+    if not num_steps:
+        words = f"{steps} steps (automatic) at batch size {batch} show each of {plural(train, 'picture')} about {each:.0f} times."
+        return Finding(code="steps", topic=topic, severity=GOOD, words=words)
+    words = counted(
+        "check.steps", train, "{steps} steps at batch size {batch} show each of {count} picture about {times} times.",
+        "{steps} steps at batch size {batch} show each of {count} pictures about {times} times.", steps=steps, batch=batch, times=f"{each:.0f}",
+    )
+    if each < FEW_STEPS_EACH:
+        advice = message(
+            "check.few_steps.advice",
+            "That is little for a likeness: about 100 times each is usual. Set the steps to 0 on Train LoRA for an automatic number.",
+        )
+        return Finding(code="few_steps", topic=topic, severity=WARNING, words=words, advice=advice)
+    if each > MANY_STEPS_EACH:
+        advice = message("check.many_steps.advice", "Early stop will most likely end it sooner. About 100 times each is usual.")
+        return Finding(code="many_steps", topic=topic, severity=NOTE, words=words, advice=advice)
+    return Finding(code="steps", topic=topic, severity=GOOD, words=words)
 
 
 def _disk(count: int, resolution: int, machine: Machine) -> Finding:
     latent_bytes = 16 * (resolution // 8) ** 2 * 2
     needed = count * (latent_bytes + CONDITION_BYTES) + (CHECKPOINTS + 3) * (machine.lora_bytes or UNKNOWN_LORA_BYTES)
+    topic, told = message("topic.disk", "Disk"), f"{needed / 1e9:.1f}"
     if machine.free_disk_bytes is None:
-        return Finding(code="disk_unknown", topic="Disk", severity=NOTE, words=f"Cache and checkpoints need up to about {needed / 1e9:.1f} GB; how much is free is not known.", advice="Look at the disk of ComfyUI's output folder before a long run.")
-    words = f"Up to about {needed / 1e9:.1f} GB of cache and checkpoints; {machine.free_disk_bytes / 1e9:.1f} GB free."
+        return Finding(
+            code="disk_unknown", topic=topic, severity=NOTE,
+            words=message("check.disk_unknown", "Cache and checkpoints need up to about {needed} GB; how much is free is not known.", needed=told),
+            advice=message("check.disk_unknown.advice", "Look at the disk of ComfyUI's output folder before a long run."),
+        )
+    words = message(
+        "check.disk", "Up to about {needed} GB of cache and checkpoints; {free} GB free.", needed=told, free=f"{machine.free_disk_bytes / 1e9:.1f}",
+    )
     if needed > machine.free_disk_bytes:
-        return Finding(code="disk_full", topic="Disk", severity=WARNING, words=words, advice="Free some space on the disk of ComfyUI's output folder, or the run stops when it is full.")
-    return Finding(code="disk", topic="Disk", severity=GOOD, words=words)
+        advice = message("check.disk_full.advice", "Free some space on the disk of ComfyUI's output folder, or the run stops when it is full.")
+        return Finding(code="disk_full", topic=topic, severity=WARNING, words=words, advice=advice)
+    return Finding(code="disk", topic=topic, severity=GOOD, words=words)
 
 
 def _memory(machine: Machine) -> tuple[Finding, ...]:
@@ -270,14 +340,20 @@ def _memory(machine: Machine) -> tuple[Finding, ...]:
     if machine.model_bytes is None or machine.device_bytes is None:
         return ()
     needed = machine.model_bytes + 4 * (machine.lora_bytes or 0)
-    words = (
-        f"The model's weights and the LoRA's state need {needed / 1e9:.1f} GB before any picture; the {machine.device} has {machine.device_bytes / 1e9:.1f} GB in all."
+    topic, words = message("topic.memory", "Memory"), message(
+        "check.memory", "The model's weights and the LoRA's state need {needed} GB before any picture; the {device} has {size} GB in all.",
+        needed=f"{needed / 1e9:.1f}", device=machine.device, size=f"{machine.device_bytes / 1e9:.1f}",
     )
     if needed > machine.device_bytes:
-        return (Finding(code="memory_small", topic="Memory", severity=WARNING, words=words, advice="Load the base model in a smaller form (fp8 or GGUF), or choose a smaller model."),)
+        advice = message("check.memory_small.advice", "Load the base model in a smaller form (fp8 or GGUF), or choose a smaller model.")
+        return (Finding(code="memory_small", topic=topic, severity=WARNING, words=words, advice=advice),)
     if needed > 0.8 * machine.device_bytes:
-        return (Finding(code="memory_tight", topic="Memory", severity=NOTE, words=words, advice="It is tight. Leave block_checkpointing on and the batch size at 1, and lower the resolution if memory runs out."),)
-    return (Finding(code="memory", topic="Memory", severity=GOOD, words=words),)
+        advice = message(
+            "check.memory_tight.advice",
+            "It is tight. Leave block_checkpointing on and the batch size at 1, and lower the resolution if memory runs out.",
+        )
+        return (Finding(code="memory_tight", topic=topic, severity=NOTE, words=words, advice=advice),)
+    return (Finding(code="memory", topic=topic, severity=GOOD, words=words),)
 
 
 def _facts(

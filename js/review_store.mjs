@@ -4,8 +4,8 @@
  * A text that could not be saved is kept until it is. Knows neither the page nor ComfyUI's scripts.
  */
 
-import { changeWords, topicWords } from "./review_words.mjs";
-import { say } from "./words.mjs";
+import { changeWords } from "./review_words.mjs";
+import { say, translated } from "./words.mjs";
 
 const CHECK_INTERVAL_MS = 700;
 
@@ -209,8 +209,9 @@ export class ReviewStore extends EventTarget {
           continue;
         }
         this.checking = "";
-        if (found.state === "done") this.findings = found.findings.map((/** @type {Finding} */ one) => ({ ...one, topic: topicWords(one.topic) }));
-        const told = this.findings.length ? say("review.checked.found", { verdict: found.verdict }) : say("review.checked", { verdict: found.verdict });
+        if (found.state === "done") this.findings = found.findings.map(inTheUsersLanguage);
+        const verdict = translated(found.verdict ?? "", found.verdict_message);
+        const told = this.findings.length ? say("review.checked.found", { verdict }) : say("review.checked", { verdict });
         this.tell(start ? found.error ?? told : "", found.state === "failed");
         return;
       }
@@ -219,6 +220,11 @@ export class ReviewStore extends EventTarget {
       this.tell(say("review.check.failed", { reason: sentence(error) }), true);
     }
   }
+}
+
+/** @param {any} finding of GET /pistachio/review/findings @returns {Finding} */
+function inTheUsersLanguage({ topic, topic_message, words, words_message, advice, advice_message, ...rest }) {
+  return { ...rest, topic: translated(topic, topic_message), words: translated(words, words_message), advice: translated(advice, advice_message) };
 }
 
 /** @param {unknown} error */

@@ -51,7 +51,7 @@ class CheckDataset(io.ComfyNode):
         )
         found = report.of(*HALTS[halt_on])
         if found:
-            told = " ".join(f"{finding.topic}: {finding.words} {finding.advice}".strip() for finding in found)
+            told = " ".join(finding.sentence for finding in found)
             raise PistachioError(f"{report.verdict}. {told} Correct this, or set 'halt_on' to never on Check Dataset.")
         card = draw_score_card(report, dataset)
         return io.NodeOutput(dataset, image_tensor(card), report.to_json(), ui=shown(image=card, sentences=report.sentences))

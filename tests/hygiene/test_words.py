@@ -1,6 +1,7 @@
 """What the canvas says stands in tables, one a language: the same keys and placeholders, each key said, each said key there."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -71,12 +72,27 @@ def test_a_difference_is_told():
     assert differences(english, english | {"a.c": " "}) == ["a.c is empty"]
 
 
-def test_every_language_has_what_the_server_says(repository):
+@pytest.fixture(scope="module")
+def server(repository) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """What the server says in English, and the tables of the other languages, both by code."""
     sources = {str(file): file.read_text(encoding="utf-8") for part in ("training", "dataset", "bridge", "nodes") for file in (repository / part).rglob("*.py")}
     english = server_sentences({name: source for name, source in sources.items() if Path(name).name != "messages.py"})
-    assert len(english) > 20
-    tables = {file.stem: table(file.read_text(encoding="utf-8")) for file in (repository / "js" / "words" / "server").glob("*.mjs")}
-    assert {language: differences(english, sentences) for language, sentences in tables.items()} == {"zh": []}
+    return english, {file.stem: table(file.read_text(encoding="utf-8")) for file in (repository / "js" / "words" / "server").glob("*.mjs")}
+
+
+def test_every_language_has_what_the_server_says(server):
+    english, tables = server
+    assert len(english) > 20 and {language: differences(english, sentences) for language, sentences in tables.items()} == {"zh": []}
+
+
+def test_the_server_names_nodes_as_the_canvas_names_them(repository, server):
+    english, tables = server
+    shown = {language: json.loads((repository / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8")) for language in ("en", *tables)}
+    for node_id, entry in shown["en"].items():
+        name = re.compile(rf"\b{re.escape(entry['display_name'].removesuffix(' (Pistachio)'))}\b")
+        for language, sentences in tables.items():
+            own = shown[language][node_id]["display_name"].removesuffix(" (Pistachio)")
+            assert [code for code, text in english.items() if name.search(text) and own not in sentences[code]] == [], own
 
 
 def test_a_server_sentence_that_no_table_could_follow_is_told():
@@ -118,5 +134,3 @@ def test_every_phrase_that_the_server_sends_to_the_review_is_known_there(reposit
 
     known = sources["review_words.mjs"]
     assert [noun for noun in (*review._NOUNS.values(), *review._OPPOSITES.values()) if f'"{noun} "' not in known] == []
-    topics = {topic for file in (repository / "dataset").glob("*.py") for topic in re.findall(r'\btopic(?:, \w+)? ?= ?"([^"]+)"', file.read_text(encoding="utf-8"))}
-    assert len(topics) > 10 and [topic for topic in sorted(topics) if f'"{topic}"' not in known] == []

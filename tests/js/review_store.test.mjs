@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { ReviewStore } from "../../js/review_store.mjs";
+import { speak } from "../../js/words.mjs";
 
 /** A folder's captions behind the addresses of the server: it refuses a text that was written over another one. */
 class Folder {
@@ -113,4 +114,23 @@ test("what did not change stays the same object, so that nothing is drawn anew",
 test("addresses name the folder and the file as they are", () => {
   const store = new ReviewStore({ folder: "a & b" }, new Folder({}));
   assert.equal(store.thumbnail({ name: "c d.png", caption: null, version: "7" }, 256), "/api/pistachio/thumbnail?folder=a%20%26%20b&file=c%20d.png&size=256&v=7");
+});
+
+test("what a check finds is said in the user's language; a finding without a code stays as it came", async () => {
+  const { folder, store, told } = await opened({ "a.png": "one" });
+  const own = { code: "odd", topic: "Oddness", severity: "note", words: "It is odd.", advice: "Look at it.", pictures: ["a.png"] };
+  const small = {
+    code: "small", severity: "note", pictures: ["a.png"], topic: "Size", topic_message: { code: "topic.size", values: {} }, advice: "…",
+    advice_message: { code: "check.small.advice", values: {} }, words: "…", words_message: { code: "check.small", values: { count: "1", resolution: "1024", names: "a.png" } },
+  };
+  folder.getJson = async () => ({ state: "done", verdict: "Ready to train", verdict_message: { code: "check.ready", values: {} }, findings: [own, small] });
+  await speak("zh");
+  try {
+    await store.check({}, true);
+  } finally {
+    await speak("en");
+  }
+  assert.deepEqual(store.findings[0], own);
+  assert.deepEqual(store.findings[1], { code: "small", severity: "note", pictures: ["a.png"], topic: "尺寸", words: "1 张图片小于训练尺寸 1024 x 1024：a.png。", advice: "它们会按自身尺寸训练。更大的原图有更多细节。" });
+  assert.equal(told.at(-1).words, "可以训练。筛选列表中会显示所发现的问题。");
 });
