@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from ..training.messages import message
+
 # Class of the host's configuration -> the family's name. tests/nodes/test_engine.py proves each over the host's own classes.
 PROVED = {
     "SD15": "SD1.5",
@@ -107,9 +109,11 @@ def note_of(base_model) -> str | None:
     name = type(base_model.model_config).__name__
     if name in PROVED:
         return None
-    return (
-        f"{name} is not among the proved families (docs/families.md): it trains by the general path, and passed the checks at the "
-        "start of the run, but its gradients were never compared with finite differences. Look at the samples early."
+    return message(
+        "note.family",
+        "{family} is not among the proved families (docs/families.md): it trains by the general path, and passed the checks at the "
+        "start of the run, but its gradients were never compared with finite differences. Look at the samples early.",
+        family=name,
     )
 
 

@@ -22,6 +22,7 @@ from ..dataset.captions import has_trigger
 from ..dataset.types import EncodedDataset, EncodedItem, EncodedSize
 from ..training.batches import TrainSet
 from ..training.errors import PistachioError
+from ..training.messages import message
 from .conditions import HostCondition, prepare
 from .model import HostModel
 from .text_encoder import TextTrainedModel
@@ -269,10 +270,12 @@ def vae_notes(train_set: TrainSet) -> list[str]:
     size = sum(item.latents.square().mean().item() for item in pictures) ** 0.5 / len(pictures) ** 0.5
     if USUAL_SIZE[0] <= size <= USUAL_SIZE[1]:
         return []
-    return [
-        f"The VAE's latents are {size:.2g} times as large as this model's own usually are. If the VAE belongs to another model, "
-        "connect this model's own to Encode Dataset; with very plain pictures or a special VAE this is no sign of anything."
-    ]
+    return [message(
+        "note.vae",
+        "The VAE's latents are {times} times as large as this model's own usually are. If the VAE belongs to another model, "
+        "connect this model's own to Encode Dataset; with very plain pictures or a special VAE this is no sign of anything.",
+        times=f"{size:.2g}",
+    )]
 
 
 def _check_regularization(regular: EncodedDataset, own: EncodedDataset) -> None:

@@ -23,6 +23,7 @@ from ..training.memory.plan import AS_LOADED, MemoryPlan, words_of
 from ..training.memory.record import MemoryRecord, Situation, seconds_measured_before
 from ..training.memory.search import Choice
 from ..training.memory.table import table
+from ..training.messages import message
 from ..training.run import RunFolder
 from ..training.streaming.context import streamed
 from .items import Regularization, load_items
@@ -65,7 +66,10 @@ class RunMemory:
         if leaner is None:
             return False
         before = self.record.plan
-        reason = f"Out of memory with the plan '{words_of(before)}' ({words}): the run goes on with '{words_of(leaner)}'."
+        reason = message(
+            "plan.left", "Out of memory with the plan '{before}' ({reason}): the run goes on with '{plan}'.",
+            before=words_of(before), reason=words, plan=words_of(leaner),
+        )
         log.warning("%s", reason)
         self.record = self.record.replaced_by(leaner, reason)
         self.record.save(folder)
@@ -116,7 +120,10 @@ def plan_run(
 
 
 def _unplanned(patcher, why: str) -> RunMemory:
-    note = f"The memory of this run could not be predicted ({why}), so nothing was planned: block checkpointing is as Train LoRA says."
+    note = message(
+        "plan.unplanned", "The memory of this run could not be predicted ({reason}), so nothing was planned: block checkpointing is as Train LoRA says.",
+        reason=why,
+    )
     log.warning("%s", note)
     return RunMemory(patcher, notes=[note])
 

@@ -25,6 +25,7 @@ from ..training.kernels import open_door
 from ..training.logging_tensorboard import TensorBoardLogger
 from ..training.logging_wandb import WandbLogger
 from ..training.loop import RunInfo, train
+from ..training.report import note_row
 from ..training.run import Run, RunFolder, check_run_name
 from ..version import VERSION
 from .attention import observed, settle_attention
@@ -147,12 +148,12 @@ def train_lora(
                     _try_forward(model, train_set[0])
                 attention_note = settle_attention(model, shapes, folder, batch_size=plans.batch_size or settings.batch_size, wanted=(memory or MemoryConfig()).attention)
                 if attention_note:
-                    log_row({"kind": "note", "step": 0, "text": attention_note})
-                kernels = open_door((memory or MemoryConfig()).kernels, model.device, said=lambda text: log_row({"kind": "note", "step": 0, "text": text}))
+                    log_row(note_row(0, attention_note))
+                kernels = open_door((memory or MemoryConfig()).kernels, model.device, said=lambda text: log_row(note_row(0, text)))
                 kernel_note = kernels.line if kernels.setting != "auto" else None
                 for text in check_encoded(pictures, num_steps=settings.num_steps, batch=settings.effective_batch) if is_whole else ():
                     log.info("%s", text)
-                    log_row({"kind": "note", "step": 0, "text": text})
+                    log_row(note_row(0, text))
                 if model.notes:
                     try_backward(model, train_set[0], config, keep=keep)
                 train(

@@ -22,6 +22,7 @@ from .config import AdapterConfig
 from .frozen import FrozenConv, FrozenLinear
 from .kernels import forget_inputs
 from .kernels.pending import settled
+from .messages import message
 from .model import TrainableModel
 from .patching import replaced_forward
 from .saving import keep_for, recording, saved_blocks
@@ -88,7 +89,11 @@ class AdaptedNetwork:
         self._neutral = self.parameters.detach().to("cpu", copy=True)
         for path, parts in start.layers.items():
             self.adapters[path].begin_at(parts)
-        self.notes += (f"Starts from '{start.name}', which changes {len(start.layers)} of the {len(self.adapters)} trained layers.", *start.notes)
+        starts = message(
+            "note.starts_from", "Starts from '{file}', which changes {changed} of the {layers} trained layers.",
+            file=start.name, changed=len(start.layers), layers=len(self.adapters),
+        )
+        self.notes += (starts, *start.notes)
 
     def __enter__(self) -> "AdaptedNetwork":
         stack = ExitStack()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import PistachioError
+from .messages import message
 from .model import Condition, TrainableModel
 from .seeds import seed_from
 from .timesteps import Distribution, sample
@@ -253,10 +254,15 @@ def resume_note(before: Errors, after: Errors, *, precision: str = "fp32") -> st
     difference = _largest_difference(before, after)
     if difference <= RELATIVE_TOLERANCE[precision]:
         return None
-    size = f"by {100 * difference:.2g} %" if math.isfinite(difference) else "in its pictures or draws"
-    return (
-        f"The last checkpoint, evaluated again, differs {size}: "
-        "the numbers before and after this resume cannot be compared."
+    if not math.isfinite(difference):
+        return message(
+            "note.resume_other",
+            "The last checkpoint, evaluated again, differs in its pictures or draws: the numbers before and after this resume cannot be compared.",
+        )
+    return message(
+        "note.resume_differs",
+        "The last checkpoint, evaluated again, differs by {change} %: the numbers before and after this resume cannot be compared.",
+        change=f"{100 * difference:.2g}",
     )
 
 
@@ -303,8 +309,8 @@ def plan_schedule(
     count = min(num_evaluations, max(fewest, int(budget / seconds)))
     spare = budget - count * seconds
     probes = min(count // 2, max(0, int(spare / (seconds * probe_share)))) if probe_share else count // 2
-    note = (
-        f"Evaluation is kept near {100 * EVALUATION_BUDGET:.0f} % of the training time: "
-        f"{count} evaluations with {timesteps} timesteps a picture."
+    note = message(
+        "note.budget", "Evaluation is kept near {share} % of the training time: {evaluations} evaluations with {timesteps} timesteps a picture.",
+        share=f"{100 * EVALUATION_BUDGET:.0f}", evaluations=count, timesteps=timesteps,
     )
     return Schedule(steps=evaluation_steps(num_steps, count), num_timesteps=timesteps, num_probes=probes, note=note)

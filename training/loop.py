@@ -24,9 +24,10 @@ from .errors import DeviceMemoryError, NonFiniteLossError, PistachioError
 from .evaluation import EvalItem, Schedule, evaluate, mean_error, plan_draws, plan_schedule, resume_note, self_test, t_values
 from .folds import Refit
 from .memory.record import MemoryRecord
+from .messages import message
 from .metadata import lora_metadata
 from .model import TrainableModel
-from .report import build_report, eval_row, gap_rows, records_from_rows, seconds_spent, write_report
+from .report import build_report, eval_row, gap_rows, note_row, records_from_rows, seconds_spent, write_report
 from .run import RunFolder
 from .runtime import choose_runtime
 from .samples import SAMPLING_ERRORS, Sampler, sample_row, sample_steps
@@ -182,7 +183,7 @@ class _Session:
                 if self.trainer.step in self.schedule.steps or wished & {"evaluate", "stop"}:
                     self._evaluate_and_save()
                     if "stop" in wished and self.stop_reason is None:
-                        self.stop_reason = f"you stopped it at step {self.trainer.step}."
+                        self.stop_reason = message("stop.asked", "you stopped it at step {step}.", step=self.trainer.step)
                     self._sample_if_due(is_wished="sample" in wished)
                 elif "sample" in wished:
                     self._sample_if_due(is_wished=True)
@@ -226,7 +227,7 @@ class _Session:
         # A state of an older version doesn't say it; its checkpoint does.
         self.evaluated_step = state.get("evaluated_step", step if step in self.run_folder.checkpoint_steps() else None)
         self.rows = self.run_folder.rewind_metrics(step, keep_evaluation=not self._evaluation_was_cut_short())
-        self._note(f"Resumed from step {step} of {self.config.num_steps}.")
+        self._note(message("note.resumed", "Resumed from step {step} of {steps}.", step=step, steps=self.config.num_steps))
         for note in self.memory.words if self.memory else ():
             self._note_once(note)
         if step == self.continued_from:
@@ -244,10 +245,14 @@ class _Session:
         first, last = (
             schedules.learning_rate_at(s, num_steps=config.num_steps, config=config.optimizer) for s in (step + 1, config.num_steps)
         )
-        rates = f"stays at {first:.2g}" if first == last else f"goes on at {first:.2g} and ends at {last:.2g}"
-        return (
-            f"Continued from step {step} to step {config.num_steps}, with the optimiser and the weight average as they were. "
-            f"The learning rate {rates}: the '{config.optimizer.schedule}' schedule over {config.num_steps} steps, from step {step} of it."
+        rates = message("note.rate_stays", "stays at {rate}", rate=f"{first:.2g}") if first == last else message(
+            "note.rate_goes", "goes on at {first} and ends at {last}", first=f"{first:.2g}", last=f"{last:.2g}",
+        )
+        return message(
+            "note.continued",
+            "Continued from step {step} to step {steps}, with the optimiser and the weight average as they were. "
+            "The learning rate {rates}: the '{schedule}' schedule over {steps} steps, from step {step} of it.",
+            step=step, steps=config.num_steps, rates=rates, schedule=config.optimizer.schedule,
         )
 
     def _advance(self) -> None:
@@ -285,7 +290,7 @@ class _Session:
         self._record(0, base, seconds)
         if network.starts_from_file:  # step 0 of the curve stays the base: what the file itself gives is said here
             change = 100 * (mean_error(self._measure(self.eval_items, self.draws)) / mean_error(base) - 1)
-            self._note(f"Before any training the file changes the held-out loss by {change:+.2f} %.")
+            self._note(message("note.start_file", "Before any training the file changes the held-out loss by {change} %.", change=f"{change:+.2f}"))
         self._probe(0)
 
     def _record(self, step: int, errors: dict, seconds: float) -> dict:
@@ -343,8 +348,11 @@ class _Session:
                 pictures = self.sampler.sample(step)
             files = self.run_folder.save_samples(step, {picture.file_name: picture.png for picture in pictures})
         except SAMPLING_ERRORS as error:
-            what = "out of GPU memory" if isinstance(error, torch.OutOfMemoryError) else f"{type(error).__name__}: {error}"
-            self._note(f"No samples at step {step} ({what}). Training goes on; a smaller size in Sample Settings needs less memory.")
+            is_memory = isinstance(error, torch.OutOfMemoryError)
+            self._note(message(
+                "note.no_samples", "No samples at step {step} ({reason}). Training goes on; a smaller size in Sample Settings needs less memory.", step=step,
+                reason=message("note.out_of_memory", "out of GPU memory") if is_memory else f"{type(error).__name__}: {error}",
+            ))
             return
         self._emit(sample_row(step, pictures, files, time.perf_counter() - start))
 
@@ -403,7 +411,7 @@ class _Session:
 
     def _finish(self) -> Selection:
         if self.stop_reason:
-            self._note_once(f"Stopped early: {self.stop_reason}")
+            self._note_once(message("note.stopped", "Stopped early: {reason}", reason=self.stop_reason))
         if self.ring:
             self._note(self.ring.words)
         selection = self.refit.selection if self.refit else select(self.records) if self.eval_items else not_measured(self.trainer.step)
@@ -433,7 +441,7 @@ class _Session:
 
     def _note(self, text: str) -> None:
         log.info("Run '%s': %s", self.info.name, text)
-        self._emit({"kind": "note", "step": self.trainer.step, "text": text})
+        self._emit(note_row(self.trainer.step, text))
 
     def _emit(self, row: dict) -> None:
         self.rows.append(row)

@@ -27,16 +27,16 @@ class Message(str):
 class Listed(str):
     """Several values as one: 'a, b and c' in English."""
 
-    __slots__ = ("items",)
+    __slots__ = ("items", "separators")
 
-    def __new__(cls, items: Sequence[Any], last: str = " and ") -> "Listed":
-        *most, end = map(str, items)
-        self = super().__new__(cls, f"{', '.join(most)}{last}{end}" if most else end)
-        self.items = tuple(items)
+    def __new__(cls, items: Sequence[Any], *, comma: str = ", ", last: str = " and ") -> "Listed":
+        *most, end = map(str, items) if items else ("",)
+        self = super().__new__(cls, f"{comma.join(most)}{last}{end}" if most else end)
+        self.items, self.separators = tuple(items), {"comma": comma, "last": last}
         return self
 
-    def __getnewargs__(self) -> tuple:
-        return (self.items,)
+    def __getnewargs_ex__(self) -> tuple:
+        return (self.items,), self.separators
 
 
 def message(code: str, english: str, **values: Any) -> Message:

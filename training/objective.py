@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .config import ObjectiveConfig
+from .messages import message
 from .model import Condition, TrainableModel
 from .weighting import check_weighting, signal_to_noise, weights
 
@@ -43,12 +44,15 @@ class Objective:
         """What was asked for and changes less than one might think."""
         found = []
         if self.config.noise_offset and self.model.is_flow:
-            found.append(
+            found.append(message(
+                "note.noise_offset",
                 "Noise offset is on for a flow model, whose pure noise holds nothing of the picture: it has little to mend there, "
-                "and shifts brightness instead. Set it to 0 in Objective Settings unless you mean it."
-            )
+                "and shifts brightness instead. Set it to 0 in Objective Settings unless you mean it.",
+            ))
         if self.config.stratified and effective_batch == 1:
-            found.append("Stratified timesteps change nothing at batch 1. Raise batch_size or accumulation on Train LoRA to use them.")
+            found.append(message(
+                "note.stratified", "Stratified timesteps change nothing at batch 1. Raise batch_size or accumulation on Train LoRA to use them.",
+            ))
         return found
 
     def perturbed(self, x_t: Tensor, latents: Tensor, perturbation: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,12 @@ def eval_row(records: Sequence[EvaluationRecord]) -> dict:
     return eval_rows(records)[-1]
 
 
+def note_row(step: int, text: str) -> dict:
+    """A sentence for the user; `message` where a page can say it in another language."""
+    said = as_json(text)
+    return {"kind": "note", "step": step, "text": text} | ({"message": said} if said else {})
+
+
 def records_from_rows(rows: Sequence[dict]) -> tuple[EvaluationRecord, ...]:
     """The evaluations in a run's metrics, by step. A step evaluated again (after a resume) counts once, the later time."""
     by_step = {

@@ -16,6 +16,7 @@ import torch
 from .config import AdapterConfig
 from .config.adapter import lines
 from .errors import PistachioError
+from .messages import message
 from .model import TrainableModel
 
 # Flux's single blocks fuse q, k, v with the MLP in linear1 and the output projections in linear2.
@@ -95,7 +96,11 @@ def target_notes(targets: Sequence[Target], config: AdapterConfig, family: str) 
     """Sentences on settings that this model has nothing for."""
     if not config.targets.endswith("+conv") or any(target.is_conv for target in targets):
         return ()
-    return (f"The preset '{config.targets}' asks for convolutions, and none of {family}'s is trained: it is as 'all-linear', and conv_rank has no effect.",)
+    return (message(
+        "note.no_convolutions",
+        "The preset '{preset}' asks for convolutions, and none of {family}'s is trained: it is as 'all-linear', and conv_rank has no effect.",
+        preset=config.targets, family=family,
+    ),)
 
 
 def _finds(patterns: Sequence[str], path: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import AdapterConfig
+from ..messages import message
 from ..model import TrainableModel
 from ..targets import Target
 from .base import Adapter, kaiming_uniform
@@ -52,11 +53,12 @@ class LokrAdapter(Adapter):
         whole = [adapter for adapter in adapters if not adapter.is_decomposed]
         if not whole:
             return ()
-        sizes = f"{whole[0].o2} x {whole[0].i2} at '{whole[0].path}'"
-        return (
-            f"LoKr: in {len(whole)} of {len(adapters)} layers the larger factor ({sizes}) is so small that it is whole: "
+        return (message(
+            "note.lokr",
+            "LoKr: in {whole} of {layers} layers the larger factor ({height} x {width} at '{path}') is so small that it is whole: "
             "rank and alpha have no effect there. A smaller lokr_factor, such as 8, makes it larger.",
-        )
+            whole=len(whole), layers=len(adapters), height=whole[0].o2, width=whole[0].i2, path=whole[0].path,
+        ),)
 
     def initialise(self, generator: torch.Generator) -> None:
         """As LyCORIS: the last of w2 zero, the others as torch.nn.Linear is initialised."""

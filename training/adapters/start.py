@@ -12,6 +12,7 @@ from typing import Callable, Iterable, Mapping
 from torch import Tensor
 
 from ..errors import PistachioError
+from ..messages import message
 
 # Ending of a key -> the tensor it holds. Longer endings come before those they end in.
 ENDINGS = {
@@ -93,7 +94,9 @@ def read_start(
                 if found else f"'{layer}' in '{name}' is incomplete, or decomposed in a way that can't be trained ({', '.join(values)}). Choose another file."
             )
         layers[place_of(layer).path].append(_part(values, place_of(layer)))
-    notes = (f"{num_text} tensors of text encoders in '{name}' are left out: they are not trained.",) if num_text else ()
+    notes = (message(
+        "note.text_left_out", "{tensors} tensors of text encoders in '{file}' are left out: they are not trained.", tensors=num_text, file=name,
+    ),) if num_text else ()
     return AdapterStart(name=name, layers=dict(layers), notes=notes)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 
+from ..messages import Listed, message
+
 GB = 1e9  # as cards are sold and as this project counts
 
 KEEP_WORDS = {
-    "everything": "blocks keep everything",
-    "products": "blocks keep attention and the dear products",
-    "attention": "blocks keep attention's outputs",
-    "blocks": "blocks keep their inputs and run again",
+    "everything": message("plan.keep_everything", "blocks keep everything"),
+    "products": message("plan.keep_products", "blocks keep attention and the dear products"),
+    "attention": message("plan.keep_attention", "blocks keep attention's outputs"),
+    "blocks": message("plan.keep_inputs", "blocks keep their inputs and run again"),
 }
 AS_LOADED = "as-loaded"
 
@@ -53,17 +55,20 @@ class MemoryPlan:
 
 def words_of(plan: MemoryPlan) -> str:
     """What is special about a plan, in a few words."""
-    said = [KEEP_WORDS[plan.keep] + (" (in the computer's memory)" if plan.keep_in_ram else "")]
+    keep = KEEP_WORDS[plan.keep]
+    said = [message("plan.in_ram", "{keep} (in the computer's memory)", keep=keep) if plan.keep_in_ram else keep]
     if plan.base_format != AS_LOADED:
-        said.append(f"base in {plan.base_format}")
+        said.append(message("plan.base_in", "base in {format}", format=plan.base_format))
     if plan.blocks_streamed:
-        said.append(f"{plan.blocks_streamed} blocks streamed")
+        said.append(message("plan.streamed", "{blocks} blocks streamed", blocks=plan.blocks_streamed))
     if plan.optimizer_state == "cpu":
-        said.append("optimiser state in the computer's memory")
+        said.append(message("plan.optimizer_in_ram", "optimiser state in the computer's memory"))
     if plan.weight_average == "cpu":
-        said.append("weight average in the computer's memory")
-    said.append(f"batch {plan.batch_size}" + (f" x {plan.accumulation}" if plan.accumulation > 1 else ""))
-    return ", ".join(said)
+        said.append(message("plan.average_in_ram", "weight average in the computer's memory"))
+    said.append(message("plan.batch", "batch {batch}", batch=plan.batch_size) if plan.accumulation == 1 else message(
+        "plan.batch_accumulated", "batch {batch} x {accumulation}", batch=plan.batch_size, accumulation=plan.accumulation,
+    ))
+    return Listed(said, last=", ")
 
 
 def size_words(size_bytes: float) -> str:

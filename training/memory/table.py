@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+from ..messages import Listed, message
 from .plan import MemoryPlan, size_words, words_of
 from .search import Choice
 
 PART_WORDS = {
-    "base": "base", "adapters": "LoRA", "gradients": "gradients", "optimizer": "optimiser", "average": "average",
-    "saved": "kept for the backward", "working": "working memory",
+    "base": message("plan.part_base", "base"), "adapters": "LoRA", "gradients": message("plan.part_gradients", "gradients"),
+    "optimizer": message("plan.part_optimizer", "optimiser"), "average": message("plan.part_average", "average"),
+    "saved": message("plan.part_saved", "kept for the backward"), "working": message("plan.part_working", "working memory"),
 }
 
 
 def parts_words(plan: MemoryPlan) -> str:
-    return ", ".join(f"{PART_WORDS[name]} {size_words(size)}" for name, size in plan.predicted.items() if size)
+    parts = [message("plan.part", "{part} {size}", part=PART_WORDS[name], size=size_words(size)) for name, size in plan.predicted.items() if size]
+    return Listed(parts, last=", ")
 
 
 def verdict(plan: MemoryPlan, limit_bytes: int | None) -> str:
     if limit_bytes is None:
         return ""
-    return "fits" if plan.peak_bytes <= limit_bytes else "does not fit"
+    return message("plan.fits", "fits") if plan.peak_bytes <= limit_bytes else message("plan.too_large", "does not fit")
 
 
 def _time(plan: MemoryPlan) -> str:
-    return f", {plan.step_seconds:.2g} s a step when it was measured here" if plan.step_seconds else ""
+    return message("plan.time", ", {seconds} s a step when it was measured here", seconds=f"{plan.step_seconds:.2g}") if plan.step_seconds else ""
 
 
 def sentence(choice: Choice) -> str:
     """The chosen plan: what a run's notes say."""
     plan, limit = choice.plan, choice.limit_bytes
-    room = f" of {size_words(limit)} that may be used" if limit is not None else ""
-    pinned = " (the run's own from before)" if choice.pinned else ""
-    return f"Memory plan{pinned}: {words_of(plan)}. Predicted peak {size_words(plan.peak_bytes)}{room}{_time(plan)}: {parts_words(plan)}."
+    return message(
+        "plan.chosen", "Memory plan{pinned}: {plan}. Predicted peak {peak}{room}{time}: {parts}.",
+        pinned=message("plan.pinned", " (the run's own from before)") if choice.pinned else "", plan=words_of(plan), peak=size_words(plan.peak_bytes),
+        room=message("plan.room", " of {size} that may be used", size=size_words(limit)) if limit is not None else "", time=_time(plan), parts=parts_words(plan),
+    )
 
 
 def alternatives_sentence(choice: Choice) -> str:
     said = [
-        f"{words_of(plan)} {size_words(plan.peak_bytes)}" + (f" ({verdict(plan, choice.limit_bytes)})" if choice.limit_bytes is not None else "")
+        message("plan.other", "{plan} {size}", plan=words_of(plan), size=size_words(plan.peak_bytes)) if choice.limit_bytes is None else message(
+            "plan.other_fits", "{plan} {size} ({fits})", plan=words_of(plan), size=size_words(plan.peak_bytes), fits=verdict(plan, choice.limit_bytes),
+        )
         for plan in choice.alternatives
     ]
-    return f"Other plans: {'; '.join(said)}." if said else ""
+    return message("plan.others", "Other plans: {plans}.", plans=Listed(said, comma="; ", last="; ")) if said else ""
 
 
 def rows(choice: Choice) -> list[dict]:
