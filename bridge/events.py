@@ -28,7 +28,8 @@ EVENTS = {
     "sample": "pistachio.sample",
     "finished": "pistachio.finished",
 }
-BATCH_SECONDS = 0.1  # steps of so long go out as one message, and none is left out
+BATCH_SECONDS = 0.1  # steps of at least so long go out as one message, and none is left out
+LISTENER_SECONDS = 0.025  # and of so long for each open page: every page costs a message, and ten pages no more than four
 PROGRESS_SECONDS = 0.1
 MEMORY_SECONDS = 1.0
 BULKY = ("kind", "errors", "t_values", "report")  # kilobytes that no canvas shows; GET /pistachio/runs/{name} has them
@@ -52,8 +53,9 @@ class RunEvents:
         later: Callable[[float, Callable[[], None]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         memory: LiveMemory | None = None,
+        listeners: Callable[[], int] | None = None,
     ):
-        """`later(seconds, call)` must return at once and call from another thread."""
+        """`later(seconds, call)` must return at once and call from another thread; `listeners`: how many pages are open."""
         global _latest
         self.node_id, self.folder, self.num_steps = node_id, folder, 0
         self.send = send or PromptServer.instance.send_sync
@@ -61,6 +63,7 @@ class RunEvents:
         self.clock = clock
         self.progress = NodeProgress(node_id)
         self.memory = memory or LiveMemory(folder)
+        self.listeners = listeners or (lambda: len(PromptServer.instance.sockets))
         self.sitting, self.sequence = secrets.token_hex(4), 0
         self.phase, self.seconds_left = "", None
         self.first: tuple[int, float] | None = None  # step and time of the first step of this sitting
@@ -79,12 +82,13 @@ class RunEvents:
                 self.phase = ""
                 self.seconds_left = self._seconds_left(row["step"], now)
                 self.pending.append(row)
-                if now - self.sent_at >= BATCH_SECONDS or row["step"] == self.num_steps:
+                batch_seconds = max(BATCH_SECONDS, LISTENER_SECONDS * self.listeners())
+                if now - self.sent_at >= batch_seconds or row["step"] == self.num_steps:
                     self._send_steps(now)
                 elif not self.is_flush_due:
                     # The next step may take minutes, and this one is not to wait for it.
                     self.is_flush_due = True
-                    self.later(BATCH_SECONDS, self._flush)
+                    self.later(batch_seconds, self._flush)
             else:
                 self._send_steps(now)
                 self._send_other(kind, row, now)

@@ -49,6 +49,16 @@ def test_quick_steps_share_messages_and_none_is_left_out(sent):
     assert len(later.calls) == 1  # one at a time, however many steps wait
 
 
+def test_many_pages_get_fewer_messages_and_every_step(sent):
+    events, now, messages, _ = sent
+    events.listeners = lambda: 10
+    for number in range(1, 101):
+        now[0] = number / 256
+        events(step(number))
+    assert [data["step"] for _, data in messages] == [1, 65, 100]
+    assert [row[0] for _, data in messages for row in data["rows"]] == list(range(1, 101))
+
+
 def test_a_step_waits_for_no_other_step(sent):
     events, now, messages, later = sent
     events(step(1))
