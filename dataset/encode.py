@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from ..training.errors import PistachioError
+from ..training.messages import counted
 from . import cache
 from .augmentation import Augmentation, crops_of, repeats_of
 from .buckets import Crop, assign_bucket, bucket_note
 from .cache import LATENT_STORAGE, CacheMiss, ConditionCache, LatentCache, MaskCache, total_finite
 from .checks import check_trainable
 from .duplicates import kin_groups
-from .folder import name_list, plural
+from .folder import name_list
 from .split import is_held_out, split_dataset
 from .types import Dataset, EncodedCaption, EncodedDataset, EncodedItem, EncodedLatent, EncodedSize, Picture
 from .versions import MASK_VERSION, PictureSource, file_hash, is_black, mask_file, texts_of
@@ -58,7 +59,10 @@ def encode_dataset(
     notes = list(check_trainable(dataset, trigger_word=trigger, allow_missing_captions=allow_missing))
     if dataset.split is None:
         dataset = split_dataset(dataset)
-        notes.append(f"No split was connected: {plural(len(dataset.split.held_out), 'picture')} of {len(dataset.pictures)} held out, the usual 20 %.")
+        notes.append(counted(
+            "encode.no_split", len(dataset.split.held_out), "No split was connected: {count} picture of {pictures} held out, the usual 20 %.",
+            "No split was connected: {count} pictures of {pictures} held out, the usual 20 %.", pictures=len(dataset.pictures),
+        ))
     pictures = _distinct(dataset)
     held_out = {p.content_hash for p in pictures if is_held_out(dataset, p)}
     texts = {p.content_hash: texts_of(p, trigger, augmentation, held_out=p.content_hash in held_out) for p in pictures}
@@ -227,7 +231,10 @@ def _mask_notes(settings: Augmentation, masked: int, items: list[EncodedItem]) -
     if masked == len(items):
         return []
     without = [item.relative_path for item in items if item.mask_path is None]
-    return [f"{plural(len(without), 'picture')} without a mask {'is' if len(without) == 1 else 'are'} trained whole: {name_list(without)}."]
+    return [counted(
+        "encode.no_mask", len(without), "{count} picture without a mask is trained whole: {names}.",
+        "{count} pictures without a mask are trained whole: {names}.", names=name_list(without),
+    )]
 
 
 def _distinct(dataset: Dataset) -> list[Picture]:

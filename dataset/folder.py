@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable
 
 from ..training.errors import PistachioError
-from ..training.messages import message
+from ..training.messages import counted, message
 from .captions import CAPTION_TABLE, more_caption_paths, read_caption, read_caption_table
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, colour_grid, content_hash, difference_hash, read_picture
 from .inspected import InspectedFiles
@@ -94,7 +94,10 @@ def load_folder(
             caption_path = path.with_suffix(".txt")
             other = sidecars.setdefault(caption_path, relative_path)
             if other != relative_path:
-                notes.append(f"'{other}' and '{relative_path}' share the caption file '{caption_path.name}'. Rename one of them.")
+                notes.append(message(
+                    "folder.shared_caption", "'{picture}' and '{other}' share the caption file '{file}'. Rename one of them.",
+                    picture=str(other), other=relative_path, file=caption_path.name,
+                ))
         progress(done + 1, len(candidates))
     if inspected is not None:
         inspected.close()
@@ -106,19 +109,35 @@ def load_folder(
         videos = [path for path in list_pictures(folder, recursive=recursive, videos=True) if path.suffix.lower() in VIDEO_EXTENSIONS - EXTENSIONS]
         if videos:
             names = name_list([path.relative_to(folder).as_posix() for path in videos])
-            notes.append(f"{plural(len(videos), 'video')} passed over: {names}. Use Load Video Folder to train on videos.")
+            notes.append(counted(
+                "folder.videos", len(videos), "{count} video passed over: {names}. Use Load Video Folder to train on videos.",
+                "{count} videos passed over: {names}. Use Load Video Folder to train on videos.", names=names,
+            ))
     if skipped:
-        notes.append(f"{plural(len(skipped), 'picture')} can't be read and {'is' if len(skipped) == 1 else 'are'} left out: {name_list([s.relative_path for s in skipped])}.")
+        notes.append(counted(
+            "folder.skipped", len(skipped), "{count} picture can't be read and is left out: {names}.",
+            "{count} pictures can't be read and are left out: {names}.", names=name_list([s.relative_path for s in skipped]),
+        ))
     if superseded:
-        notes.append(
-            f"{plural(len(superseded), 'picture')} with another caption in {CAPTION_TABLE} than in the .txt file, which is the one that counts here: {name_list(superseded)}. "
-            f"diffusion-pipe reads {CAPTION_TABLE} alone: Caption Rules can write it anew."
-        )
+        notes.append(counted(
+            "folder.superseded", len(superseded),
+            "{count} picture with another caption in {table} than in the .txt file, which is the one that counts here: {names}. "
+            "diffusion-pipe reads {table} alone: Caption Rules can write it anew.",
+            "{count} pictures with another caption in {table} than in the .txt file, which is the one that counts here: {names}. "
+            "diffusion-pipe reads {table} alone: Caption Rules can write it anew.",
+            table=CAPTION_TABLE, names=name_list(superseded),
+        ))
     if excluded:
-        notes.append(f"{plural(len(excluded), 'picture')} excluded in the review and left out: {name_list(excluded)}.")
+        notes.append(counted(
+            "folder.excluded", len(excluded), "{count} picture excluded in the review and left out: {names}.",
+            "{count} pictures excluded in the review and left out: {names}.", names=name_list(excluded),
+        ))
     held_out = tuple(dict.fromkeys(p.relative_path for p in pictures if p.relative_path in marks.held_out))  # a video may have several clips
     if held_out:
-        notes.append(f"{plural(len(held_out), 'picture')} marked in the review to be held out: {name_list(list(held_out))}.")
+        notes.append(counted(
+            "folder.held_out", len(held_out), "{count} picture marked in the review to be held out: {names}.",
+            "{count} pictures marked in the review to be held out: {names}.", names=name_list(list(held_out)),
+        ))
     return Dataset(
         folder=folder, pictures=tuple(pictures), skipped=tuple(skipped), trigger_word=trigger_word.strip(), notes=tuple(notes),
         held_out_marks=held_out,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..training.errors import PistachioError
+from ..training.messages import counted, message
 from .caption_history import CaptionHistory
 from .caption_rewrite import reread_captions
 from .captions import read_caption, read_caption_table
@@ -263,20 +264,29 @@ def apply_review(dataset: Dataset) -> Dataset:
     notes = []
     dropped = [picture.relative_path for picture in dataset.pictures if picture.relative_path in marks.excluded]
     if dropped:
-        notes.append(f"{plural(len(dropped), 'picture')} excluded and left out: {name_list(dropped)}.")
+        notes.append(counted(
+            "review.excluded", len(dropped), "{count} picture excluded and left out: {names}.", "{count} pictures excluded and left out: {names}.", names=name_list(dropped),
+        ))
     held_out = tuple(dict.fromkeys(picture.relative_path for picture in kept if picture.relative_path in marks.held_out))
     if held_out:
-        notes.append(f"{plural(len(held_out), 'picture')} marked to be held out: {name_list(list(held_out))}.")
+        notes.append(counted(
+            "review.held_out", len(held_out), "{count} picture marked to be held out: {names}.", "{count} pictures marked to be held out: {names}.",
+            names=name_list(list(held_out)),
+        ))
     current = reread_captions(replace(dataset, pictures=kept))
     changed = sum(1 for before, after in zip(kept, current.pictures) if before.caption != after.caption)
     if changed:
-        notes.append(f"{plural(changed, 'caption')} taken as {'it is' if changed == 1 else 'they are'} on the disk now.")
+        notes.append(counted(
+            "review.changed", changed, "{count} caption taken as it is on the disk now.", "{count} captions taken as they are on the disk now.",
+        ))
     split = dataset.split
     if split is not None:
         there = {picture.content_hash for picture in kept}
         split = replace(split, train=tuple(h for h in split.train if h in there), held_out=tuple(h for h in split.held_out if h in there))
         if held_out:
-            notes.append("The set is split already, so the held-out marks change nothing here. Connect Review Dataset before Split Dataset.")
+            notes.append(message(
+                "review.split_before", "The set is split already, so the held-out marks change nothing here. Connect Review Dataset before Split Dataset.",
+            ))
     return replace(current, split=split, held_out_marks=held_out, notes=(*dataset.notes, *notes))
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..training.errors import PistachioError
+from ..training.messages import counted, message
 from .captions import atomic_write_bytes
 from .duplicates import kin_groups
 from .folder import MASK_ENDING, name_list, plural
@@ -48,7 +49,10 @@ def split_dataset(
     marks = set(dataset.held_out_marks)
     marked = [picture for picture in dataset.pictures if picture.relative_path in marks]
     if marked:
-        notes.append(f"{plural(len(marked), 'picture')} held out as marked in the review: {name_list([p.relative_path for p in marked])}.")
+        notes.append(counted(
+            "split.marked", len(marked), "{count} picture held out as marked in the review: {names}.",
+            "{count} pictures held out as marked in the review: {names}.", names=name_list([p.relative_path for p in marked]),
+        ))
     if held_out_names or marked:
         held_out = _named(dataset, held_out_names, {picture.content_hash for picture in marked}, groups, notes)
     elif held_out_share == 0:
@@ -141,7 +145,7 @@ def _named(
             chosen.update(p.content_hash for p in group)
     along = [p.relative_path for group in groups for p in group if p.content_hash in chosen - asked]
     if along:
-        notes.append(f"Held out too, as near-duplicates of the named pictures: {name_list(along)}.")
+        notes.append(message("split.along", "Held out too, as near-duplicates of the named pictures: {names}.", names=name_list(along)))
     return frozenset(chosen)
 
 
@@ -152,17 +156,22 @@ def _matches(relative_path: str, name: str) -> bool:
 
 def _size_notes(n: int, held_out: int) -> list[str]:
     if held_out == 0:
-        return ["No picture is held out. Nothing here can detect memorising."]
+        return [message("split.none", "No picture is held out. Nothing here can detect memorising.")]
     notes = []
     if held_out < MIN_HELD_OUT:
-        notes.append(f"Only {plural(held_out, 'picture')} held out; the best step is uncertain. 4 pictures is the minimum we trust; 8 is clearly better.")
+        notes.append(counted(
+            "split.few", held_out, "Only {count} picture held out; the best step is uncertain. 4 pictures is the minimum we trust; 8 is clearly better.",
+            "Only {count} pictures held out; the best step is uncertain. 4 pictures is the minimum we trust; 8 is clearly better.",
+        ))
     elif held_out < 8:
-        notes.append(f"{held_out} pictures are held out. 4 pictures is the minimum we trust; 8 is clearly better.")
+        notes.append(message("split.some", "{pictures} pictures are held out. 4 pictures is the minimum we trust; 8 is clearly better.", pictures=held_out))
     if n < FEW_PICTURES:
-        notes.append(
-            f"With only {n} pictures, holding out {held_out} leaves {n - held_out} to train on: after the best step is found, "
-            "train once more on all of them for that many steps."
-        )
+        notes.append(message(
+            "split.train_again",
+            "With only {pictures} pictures, holding out {held_out} leaves {train} to train on: after the best step is found, "
+            "train once more on all of them for that many steps.",
+            pictures=n, held_out=held_out, train=n - held_out,
+        ))
     return notes
 
 

@@ -10,7 +10,7 @@ import { element } from "./elements.mjs";
 import { inputNode, nodesOnCanvas, onCommand, onMessage, onNode } from "./host.mjs";
 import { ReviewView } from "./review.mjs";
 import { button, icon } from "./review_parts.mjs";
-import { say } from "./words.mjs";
+import { saidOf, say } from "./words.mjs";
 
 const MIN_HEIGHT_PX = 420;
 const NODE_SIZE = /** @type {[number, number]} */ ([640, 640]);
@@ -146,7 +146,7 @@ onMessage("executed", (data) => {
     if (told && String(data.node ?? "").split(":").at(-1) === String(review.node.id)) {
       review.told = { folder: told.folder };
       review.follow();
-      if (told.notes) review.view.say(told.notes.join(" "));
+      if (told.notes) review.view.say(saidOf(told.sentences, told.notes).join(" "));
     }
   }
 });

@@ -6,6 +6,7 @@
 
 import { addStylesheet, element } from "./elements.mjs";
 import { addUnseen, nodeOf, onMessage, onNodes } from "./host.mjs";
+import { saidOf } from "./words.mjs";
 
 const LINE_PX = 17, LETTER_PX = 6.4, FRAME_PX = 14, MOST_PX = 190;
 const ELSEWHERE = new Set(["PistachioTrainLora", "PistachioReviewDataset"]);
@@ -42,5 +43,5 @@ onNodes("sentences", (type) => type.startsWith("Pistachio") && !ELSEWHERE.has(ty
 
 onMessage("executed", ({ node: id, display_node: displayed, output }) => {
   const node = nodeOf(displayed ?? id), text = output?.text;
-  if (node && text) places.get(node)?.((Array.isArray(text) ? text.join("\n") : String(text)).trim());
+  if (node && text) places.get(node)?.(saidOf(output.pistachio_sentences, Array.isArray(text) ? text : [String(text)]).join("\n").trim());
 });

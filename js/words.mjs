@@ -72,6 +72,11 @@ export function translated(english, message) {
   return (message && said(message)) ?? english;
 }
 
+/** Several, in their order. @param {{text: string, message: Message | null}[] | undefined} sentences @param {string[]} english where a server of an older version sends no sentences */
+export function saidOf(sentences, english) {
+  return sentences?.map(({ text, message }) => translated(text, message)) ?? english;
+}
+
 /** @param {Said} part @returns {string | null} null where one of its sentences is not known */
 function said(part) {
   if (typeof part === "string") return part;

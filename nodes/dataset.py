@@ -11,6 +11,7 @@ from ..dataset.folder import folder_fingerprint, load_folder, plural
 from ..dataset.thumbnails import contact_sheet
 from ..dataset.video import CLIP_CHOICES, ClipSettings
 from ..training.errors import PistachioError
+from ..training.messages import message
 from .schema import ADVANCED, Dataset, default, problem, schema
 from .shown import shown
 
@@ -50,7 +51,7 @@ class LoadImageFolder(io.ComfyNode):
             progress=NodeProgress(cls.hidden.unique_id, unit="pictures"), check_interrupted=check_interrupted,
         )
         captioned = sum(1 for picture in dataset.pictures if picture.caption)
-        count = f"{len(dataset.pictures)} pictures, {captioned} with a caption."
+        count = message("node.folder", "{pictures} pictures, {captioned} with a caption.", pictures=len(dataset.pictures), captioned=captioned)
         return io.NodeOutput(dataset, ui=shown(image=contact_sheet(dataset), sentences=(count, *dataset.notes)))
 
 
@@ -157,8 +158,11 @@ class SplitDataset(io.ComfyNode):
     def execute(cls, dataset, held_out_share=0.2, held_out_pictures="", write_folders="") -> io.NodeOutput:
         names = tuple(name.strip() for name in held_out_pictures.replace("\n", ",").split(",") if name.strip())
         result = split.split_dataset(dataset, held_out_share=held_out_share, held_out_names=names)
-        sentences = [f"{len(result.split.train)} pictures to train on, {len(result.split.held_out)} held out.", *result.split.notes]
+        count = message(
+            "node.split", "{train} pictures to train on, {held_out} held out.", train=len(result.split.train), held_out=len(result.split.held_out),
+        )
+        sentences = [count, *result.split.notes]
         if write_folders.strip():
             train, held_out = split.write_folders(result, folders.output_folder(write_folders))
-            sentences.append(f"Copied to {train} and {held_out}.")
+            sentences.append(message("node.split_copied", "Copied to {train} and {held_out}.", train=str(train), held_out=str(held_out)))
         return io.NodeOutput(result, ui=shown(image=contact_sheet(result), sentences=tuple(sentences)))

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..bridge import encode
 from ..dataset.augmentation import MASK_SOURCES, Augmentation, parse_repeats, parse_resolutions
 from ..dataset.cache import LATENT_STORAGE
+from ..training.messages import message
 from .schema import ADVANCED, SETTINGS, AugmentationSocket, Dataset, Encoded, default, schema
 from .shown import shown
 
@@ -55,8 +56,12 @@ class EncodeDataset(io.ComfyNode):
             augmentation=augmentation, latent_storage=latent_storage, node_id=cls.hidden.unique_id,
         )
         sizes = sorted({f"{size.width}x{size.height}" for item in encoded.items for size in item.sizes})
-        trigger = f"trigger word '{encoded.trigger_word}'" if encoded.trigger_word else "no trigger word"
-        count = f"{len(encoded.train)} pictures to train on, {len(encoded.held_out)} held out, {trigger}, sizes {', '.join(sizes)}."
+        counts = {"train": len(encoded.train), "held_out": len(encoded.held_out), "sizes": ", ".join(sizes)}
+        count = message(
+            "node.encoded", "{train} pictures to train on, {held_out} held out, trigger word '{trigger}', sizes {sizes}.", trigger=encoded.trigger_word, **counts,
+        ) if encoded.trigger_word else message(
+            "node.encoded_no_trigger", "{train} pictures to train on, {held_out} held out, no trigger word, sizes {sizes}.", **counts,
+        )
         # The nodes before this one show what they said.
         notes = encoded.notes[len(dataset.notes):]
         return io.NodeOutput(encoded, ui=shown(sentences=(count, *_versions(encoded), *notes)))
@@ -69,8 +74,14 @@ def _versions(encoded) -> tuple[str, ...]:
     turns = sum(item.repeats for item in encoded.train)
     if (crops, captions, turns) == (len(encoded.train),) * 3 and not encoded.caption_dropout:
         return ()
-    words = f"Trained as {crops} crops and {captions} captions; a round has {turns} turns"
-    return (f"{words}; {encoded.caption_dropout:.0%} of the samples get the empty caption." if encoded.caption_dropout else f"{words}.",)
+    counts = {"crops": crops, "captions": captions, "turns": turns}
+    if not encoded.caption_dropout:
+        return (message("node.versions", "Trained as {crops} crops and {captions} captions; a round has {turns} turns.", **counts),)
+    return (message(
+        "node.versions_dropout",
+        "Trained as {crops} crops and {captions} captions; a round has {turns} turns; {share} of the samples get the empty caption.",
+        share=f"{encoded.caption_dropout:.0%}", **counts,
+    ),)
 
 
 class AugmentationSettings(io.ComfyNode):

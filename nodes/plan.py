@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..bridge.families import family_of
 from ..bridge.plan import resolution_for, run_name_for
-from ..dataset.folder import plural
+from ..training.messages import counted, message
 from .schema import Dataset, schema
 from .shown import shown
 
@@ -35,5 +35,10 @@ class PlanTraining(io.ComfyNode):
     def execute(cls, model, dataset) -> io.NodeOutput:
         resolution = resolution_for(model)
         name = run_name_for(model, dataset, resolution)
-        words = f"{family_of(model.model)}: {plural(len(dataset.pictures), 'picture')} at {resolution} pixels. The run and its LoRA are called '{name}'."
-        return io.NodeOutput(name, resolution, ui=shown(sentences=(words, "Number of steps and memory are planned by Train LoRA.")))
+        words = counted(
+            "node.plan", len(dataset.pictures), "{family}: {count} picture at {resolution} pixels. The run and its LoRA are called '{run}'.",
+            "{family}: {count} pictures at {resolution} pixels. The run and its LoRA are called '{run}'.",
+            family=family_of(model.model), resolution=resolution, run=name,
+        )
+        rest = message("node.plan_rest", "Number of steps and memory are planned by Train LoRA.")
+        return io.NodeOutput(name, resolution, ui=shown(sentences=(words, rest)))

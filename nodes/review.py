@@ -6,9 +6,11 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..dataset.folder import folder_fingerprint, plural
+from ..dataset.folder import folder_fingerprint
 from ..dataset.review import apply_review, to_look_at
+from ..training.messages import counted
 from .schema import Dataset, schema
+from .shown import spoken
 
 
 
@@ -65,8 +67,11 @@ class ReviewDataset(io.ComfyNode):
         _watched.add(dataset.folder)
         result = apply_review(dataset)
         waiting = to_look_at(result)
-        sentences = [f"{plural(len(result.pictures), 'picture')} go on." if len(result.pictures) != 1 else "1 picture goes on."]
+        sentences = [counted("node.review", len(result.pictures), "{count} picture goes on.", "{count} pictures go on.")]
         if waiting:
-            sentences.append(f"{plural(waiting, 'caption')} to look at: choose 'To look at' in the filter.")
+            sentences.append(counted(
+                "node.review_waiting", waiting, "{count} caption to look at: choose 'To look at' in the filter.",
+                "{count} captions to look at: choose 'To look at' in the filter.",
+            ))
         sentences += result.notes[len(dataset.notes):]
-        return io.NodeOutput(result, ui={"pistachio_review": [{"folder": str(dataset.folder), "notes": sentences}]})
+        return io.NodeOutput(result, ui={"pistachio_review": [{"folder": str(dataset.folder), "notes": sentences, "sentences": spoken(sentences)}]})

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..bridge import folders
 from ..bridge.lora import install_checkpoint
+from ..training.messages import message
 from ..training.report import record_override
 from ..training.run import RunFolder
 from .schema import LoraName, RunHandle, problem, schema
@@ -49,7 +50,8 @@ class SelectCheckpoint(io.ComfyNode):
         name = lora_name.strip() or (run.name if chosen == chosen_step(run) else f"{run.name}-step{chosen}")
         file = install_checkpoint(run, chosen, name)
         record_override(RunFolder(run.folder), chosen, file)
-        sentences = (f"Step {chosen} is in models/loras as {file}.", *run_sentences(run))
+        installed = message("run.installed", "Step {step} is in models/loras as {file}.", step=chosen, file=file)
+        sentences = (installed, *run_sentences(run))
         return io.NodeOutput(file, chosen, "\n".join(sentences), ui=shown(sentences=sentences))
 
 

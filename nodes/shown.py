@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 from ..training.chart import draw_loss_chart
 from ..training.errors import PistachioError
 from ..training.folds import evidence_rows
+from ..training.messages import as_json, known, message
 from ..training.report import records_from_rows
 from ..training.run import Run, RunFolder
-from ..training.selection import Selection, not_measured, select
+from ..training.selection import Selection, not_measured, override_words, select
 
 
 def image_tensor(image: Image.Image) -> torch.Tensor:
@@ -23,10 +25,14 @@ def image_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def shown(*, image: Image.Image | None = None, sentences: tuple[str, ...] = ()) -> dict:
-    """The `ui` of a node's output."""
+    """The `ui` of a node's output: the text, and its sentences one by one for a page that says them in another language."""
     pictures = ui.PreviewImage(image_tensor(image)).as_dict() if image is not None else {}
-    texts = ui.PreviewText("\n".join(sentences)).as_dict() if sentences else {}
+    texts = ui.PreviewText("\n".join(sentences)).as_dict() | {"pistachio_sentences": spoken(sentences)} if sentences else {}
     return pictures | texts
+
+
+def spoken(sentences: Sequence[str]) -> list[dict]:
+    return [{"text": str(sentence), "message": as_json(sentence)} for sentence in sentences]
 
 
 def selection_of(run: Run) -> Selection:
@@ -39,7 +45,11 @@ def selection_of(run: Run) -> Selection:
     selection = select(records) if len(records) > 1 else not_measured(rows[-1]["step"])
     report = folder.report()
     # Of a run on all pictures the first sentence is that nothing measured it.
-    return replace(selection, words=tuple(report["words"])) if report and report.get("refit") else selection
+    return replace(selection, words=_words(report)) if report and report.get("refit") else selection
+
+
+def _words(report: dict) -> tuple[str, ...]:
+    return tuple(map(known, report["words"], report.get("messages") or [None] * len(report["words"])))  # none of an older version
 
 
 def chosen_step(run: Run) -> int:
@@ -68,8 +78,18 @@ def run_sentences(run: Run) -> tuple[str, ...]:
     report = folder.report()
     if report is None:
         steps = folder.checkpoint_steps()
-        saved = f"Checkpoints so far: {', '.join(map(str, steps))}." if steps else "No checkpoint so far."
-        return (f"Run '{run.name}' is {folder.status()}.", saved)
+        saved = message("run.checkpoints", "Checkpoints so far: {steps}.", steps=", ".join(map(str, steps))) if steps else message(
+            "run.no_checkpoint", "No checkpoint so far.",
+        )
+        return message("run.status", "Run '{run}' is {status}.", run=run.name, status=_status(folder.status())), saved
     override = report.get("override")
-    own = (f"You chose step {override['step']}; the automatic choice was step {override['chosen_step']}.",) if override else ()
-    return (*report["words"], *own, *report.get("offers", ()))
+    own = (override_words(override["step"], override["chosen_step"]),) if override else ()
+    offered = report.get("offers", ())
+    return (*_words(report), *own, *map(known, offered, report.get("offer_messages") or [None] * len(offered)))
+
+
+def _status(status: str) -> str:
+    return {
+        "finished": message("run.finished", "finished"), "running": message("run.running", "running"),
+        "interrupted": message("run.interrupted", "interrupted"), "new": message("run.new", "new"),
+    }[status]

@@ -66,7 +66,7 @@ class Refit:
     def report_fields(self, num_pictures: int) -> dict:
         """What report.json says beyond an ordinary run's."""
         return spoken(self.words(num_pictures)) | {
-            "offers": [],  # to go on would be past what was chosen
+            "offers": [], "offer_messages": [],  # to go on would be past what was chosen
             "refit": {
                 "step": self.step, "n_pictures": num_pictures, "measured": False, "num_folds": self.num_folds, "source": self.source,
             },

@@ -52,6 +52,11 @@ def counted(code: str, count: int, one: str, other: str, **values: Any) -> Messa
     return message(code, one if count == 1 else other, count=count, **values)
 
 
+def known(text: str, found: dict | None) -> str:
+    """A sentence that was kept as text and `as_json`, as it was."""
+    return Message(text, found["code"], found["values"]) if found else text
+
+
 def as_json(text: str) -> dict | None:
     """None for a text that has no code: it is shown as it is."""
     return {"code": text.code, "values": {name: _value(value) for name, value in text.values.items()}} if isinstance(text, Message) else None
@@ -59,6 +64,8 @@ def as_json(text: str) -> dict | None:
 
 def _value(value: Any) -> Any:
     """Numbers as texts: written as the English sentence writes them."""
+    if isinstance(value, (dict, list)):
+        return value  # of a `known` one
     if isinstance(value, Listed):
         return [_value(item) for item in value.items]
     return as_json(value) or str(value)

@@ -110,7 +110,8 @@ def build_report(
         "tied_range": [selection.tied_lo, selection.tied_hi],
         "state": selection.state,
         **spoken(selection.words),
-        "offers": offers(selection, n_train=n_train),
+        "offers": (offered := offers(selection, n_train=n_train, num_steps=settings.get("num_steps", 0))),
+        "offer_messages": [as_json(offer) for offer in offered],
         "too_few": selection.too_few,
         "overridden": selection.overridden,
         "automatic_step": selection.automatic_step,
@@ -171,10 +172,13 @@ def gap_rows(rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def offers(selection: Selection, *, n_train: int) -> list[str]:
-    """What the user may do next. Continuing is always offered."""
-    further = selection.last_step + math.ceil(selection.last_step / 2)
-    offered = [message("offer.continue", "Continue by 50 % (to step {step}).", step=further)]
+def offers(selection: Selection, *, n_train: int, num_steps: int) -> list[str]:
+    """What the user may do next. Continuing is always offered: to the planned end, or past it."""
+    if selection.last_step < num_steps:
+        offered = [message("offer.planned", "Continue to step {step}, as planned.", step=num_steps)]
+    else:
+        further = selection.last_step + math.ceil(selection.last_step / 2)
+        offered = [message("offer.continue", "Continue by 50 % (to step {step}).", step=further)]
     if selection.n_images and selection.chosen_step:
         offered.append(message(
             "offer.refit", "Train again on all {count} pictures for {step} steps; that result is not measured.",

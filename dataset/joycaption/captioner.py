@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from ...training.errors import PistachioError
+from ...training.messages import counted
 from ..caption_history import CaptionHistory
 from ..caption_lock import writing_captions
 from ..captions import read_caption, with_trigger
@@ -90,14 +91,19 @@ def caption_dataset(
     kept = sum(1 for p in dataset.pictures if p.caption_path not in waiting)
     notes = []
     if kept:
-        tail = "" if waiting else "; the captioner was not loaded"
-        verb = "has a caption" if kept == 1 else "have captions"
-        notes.append(f"{plural(kept, 'picture')} already {verb}: kept{tail}.")
+        notes.append(counted(
+            "caption.kept", kept, "{count} picture already has a caption: kept.", "{count} pictures already have captions: kept.",
+        ) if waiting else counted(
+            "caption.all_kept", kept, "{count} picture already has a caption: kept; the captioner was not loaded.",
+            "{count} pictures already have captions: kept; the captioner was not loaded.",
+        ))
     if edited:
-        notes.append(
-            f"{plural(len(edited), 'caption')} changed by hand since {'it was' if len(edited) == 1 else 'they were'} written here: kept ({name_list(edited)}). "
-            "Switch overwrite_edited on to replace them too."
-        )
+        notes.append(counted(
+            "caption.edited", len(edited),
+            "{count} caption changed by hand since it was written here: kept ({names}). Switch overwrite_edited on to replace them too.",
+            "{count} captions changed by hand since they were written here: kept ({names}). Switch overwrite_edited on to replace them too.",
+            names=name_list(edited),
+        ))
     outcome = _Outcome()
     try:
         if waiting:
@@ -124,7 +130,8 @@ def caption_dataset(
         )
     notes.extend(_outcome_notes(outcome))
     if waiting:
-        notes.append(f"{plural(len(waiting) - len(outcome.failures) - len(outcome.kept_meanwhile), 'picture')} captioned.")
+        captioned = len(waiting) - len(outcome.failures) - len(outcome.kept_meanwhile)
+        notes.append(counted("caption.done", captioned, "{count} picture captioned.", "{count} pictures captioned."))
     for note in notes:
         log.info("%s", note)
     return replace(

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from pistachio.training.messages import Listed, Message, as_json, counted, message
+from pistachio.training.messages import Listed, Message, as_json, counted, known, message
 
 
 def test_a_message_is_its_english():
@@ -26,6 +26,13 @@ def test_sentences_and_lists_within_a_message_keep_their_codes():
     assert Listed(["a", "b", "c"], last=", ") == "a, b, c" and Listed(["a"]) == "a"
     for again in (copy.deepcopy(told), pickle.loads(pickle.dumps(told))):
         assert isinstance(again, Message) and again == told and as_json(again) == as_json(told)
+
+
+def test_a_sentence_comes_back_from_json_as_it_was():
+    told = message("a.tied", "Steps {steps}.", steps=Listed([message("a.span", "{first} to {last}", first=1, last=2), 3]))
+    again = known(json.loads(json.dumps(told)), json.loads(json.dumps(as_json(told))))
+    assert again == told and as_json(again) == as_json(told)
+    assert as_json(known("Of an older version.", None)) is None
 
 
 def test_a_number_that_is_not_whole_must_be_written_by_the_sentence():

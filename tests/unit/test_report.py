@@ -12,7 +12,7 @@ from PIL import Image
 
 from pistachio.training.config import AdapterConfig, TrainConfig, to_dict
 from pistachio.training.metadata import lora_metadata
-from pistachio.training.report import build_report, eval_row, eval_rows, records_from_rows, write_report
+from pistachio.training.report import build_report, eval_row, eval_rows, offers, records_from_rows, write_report
 from pistachio.training.selection import EvaluationRecord, not_measured, override, select
 
 HASHES = [f"{i}{'abcdef0123456789' * 4}"[:64] for i in range(4)]
@@ -106,6 +106,7 @@ def test_offers():
         "Train again on all 20 pictures for 40 steps; that result is not measured.",
     ]
     assert make_report([], not_measured(300))["offers"] == ["Continue by 50 % (to step 450)."]
+    assert offers(not_measured(300), n_train=16, num_steps=2000) == ["Continue to step 2000, as planned."], "stopped before"
 
 
 def test_an_override_is_in_the_report():
