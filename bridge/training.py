@@ -210,7 +210,9 @@ def _open_run(
         folder.write_json("config.json", {"id": secrets.token_hex(8), "continued_from": 0, **base, **identity})
         return True
     changed = _differences(existing, identity)
-    if extend and changed == ["num_steps"]:
+    ended_at = folder.ended_at()
+    was_stopped = ended_at is not None and ended_at < existing["settings"]["num_steps"] and not needs_folds(config.evaluation)
+    if extend and (changed == ["num_steps"] or (not changed and was_stopped)):
         # One write: the report, which speaks of fewer steps, no longer counts as this run's.
         last_step = (folder.report() or {}).get("last_step", 0)
         folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, **base, **identity})
@@ -246,19 +248,24 @@ def _flat(settings: dict, prefix: str = "") -> dict:
 
 
 def _extended(config: TrainConfig, folder: RunFolder) -> TrainConfig:
-    """The new total: as asked, or half as much again."""
+    """The new total: as asked, or where the run was stopped before its planned end, that end; else half as much again."""
     existing = folder.config()
     if existing is None:
         raise PistachioError(f"Run '{folder.name}' has no config.json. Choose a run with Load Run.")
-    before = existing["settings"]["num_steps"]
-    asked = config.num_steps or (before + (before + 1) // 2 if folder.is_finished() else before)
+    before, ended_at = existing["settings"]["num_steps"], folder.ended_at()
+    is_whole = ended_at is not None and (ended_at >= before or needs_folds(config.evaluation))
+    asked = config.num_steps or (before + (before + 1) // 2 if is_whole else before)
     if asked != before and needs_folds(config.evaluation):
         raise PistachioError(
             f"Run '{folder.name}' was trained on all pictures for the number of steps that its folds chose, so it can't be continued. "
             "Set a higher number of steps on Train LoRA under a new run name."
         )
-    if asked < before:
-        raise PistachioError(f"Run '{folder.name}' already has {before} steps. Set the number of steps above that on Train LoRA, or 0 for half as much again.")
+    done = before if ended_at is None else min(ended_at, before)
+    if asked < done:
+        raise PistachioError(
+            f"Run '{folder.name}' already has {done} steps. Set the number of steps above that on Train LoRA, or 0 for its planned end "
+            "or, where it came to that, half as much again."
+        )
     return replace(config, num_steps=asked)
 
 

@@ -5,7 +5,7 @@
  */
 
 import { openCheckpoints } from "./checkpoints.mjs";
-import { continueByHalf } from "./continue.mjs";
+import { continueFurther } from "./continue.mjs";
 import { addCommands, command, confirmed, getJson, nodesOnCanvas, onMessage, openWorkflow, postJson, toast, url } from "./host.mjs";
 import { setting } from "./settings.mjs";
 import { say, translated } from "./words.mjs";
@@ -70,7 +70,7 @@ async function continueNewest() {
   const finished = (/** @type {RunSummary} */ { status }) => status === "finished";
   const run = (await newestRun((one) => finished(one) && one.name === named)) ?? (await newestRun(finished));
   if (!run) return toast("info", say("commands.no_finished"));
-  await continueByHalf(node, run.name, run.num_steps); // what it was to have, also where it was stopped before
+  await continueFurther(node, { run: run.name, step: run.step, numSteps: run.num_steps });
 }
 
 async function openMain() {

@@ -2,6 +2,7 @@
 /** Puts a run on the canvas: at `continue_run` of a Train LoRA node, or by itself, through a Load Run node. */
 
 import { addNode, connect, inputNode, middleOfView, queue } from "./host.mjs";
+import { furtherSteps } from "./history.mjs";
 import { say } from "./words.mjs";
 
 const LOAD_RUN = "PistachioLoadRun", SELECT_CHECKPOINT = "PistachioSelectCheckpoint";
@@ -39,10 +40,10 @@ function setRun(loader, run) {
   setWidget(loader, "run", run);
 }
 
-/** @param {CanvasNode} train @param {string} run @param {number} numSteps of the run so far */
-export async function continueByHalf(train, run, numSteps) {
-  continueRun(train, run);
-  setWidget(train, "num_steps", numSteps + Math.ceil(numSteps / 2));
+/** Queues the graph, to the run's planned end or past it. @param {CanvasNode} train @param {{run: string, step: number, numSteps: number}} finished */
+export async function continueFurther(train, finished) {
+  continueRun(train, finished.run);
+  setWidget(train, "num_steps", furtherSteps(finished).steps);
   await queue();
 }
 

@@ -164,6 +164,15 @@ function put(points, point) {
   points.push(point);
 }
 
+/**
+ * Where a finished run goes on to: its planned end where it was stopped before, else by half.
+ * @param {{step: number, numSteps: number}} run the step it came to, and the planned one @returns {{steps: number, isPlanned: boolean}}
+ */
+export function furtherSteps({ step, numSteps }) {
+  const isPlanned = step < numSteps;
+  return { isPlanned, steps: isPlanned ? numSteps : step + Math.ceil(step / 2) };
+}
+
 /** @param {number | null} secondsPerStep */
 export function speed(secondsPerStep) {
   if (!secondsPerStep) return "";

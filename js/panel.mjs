@@ -7,7 +7,7 @@
 import { Chart, frameOf, nearest, readout, stepAt } from "./chart.mjs";
 import { addStylesheet, element } from "./elements.mjs";
 import { getJson } from "./host.mjs";
-import { duration, signed, speed } from "./history.mjs";
+import { duration, furtherSteps, signed, speed } from "./history.mjs";
 import { MemoryLine } from "./memory_line.mjs";
 import { News } from "./news.mjs";
 import { SampleStrip } from "./sample_strip.mjs";
@@ -236,7 +236,13 @@ export class Panel {
     this.drawHead(history);
     this.drawLegend(history);
     const actions = /** @type {HTMLButtonElement[]} */ ([...this.actions.children]);
-    for (const button of actions) toggle(button, "hidden", !ACTIONS.some(([action, , , states]) => action === button.dataset.action && states.includes(history.status)));
+    const further = furtherSteps(history);
+    for (const button of actions) {
+      toggle(button, "hidden", !ACTIONS.some(([action, , , states]) => action === button.dataset.action && states.includes(history.status)));
+      if (button.dataset.action !== "continue") continue;
+      write(button, further.isPlanned ? say("panel.continue.planned", { steps: String(further.steps) }) : say("panel.continue"));
+      button.title = say(further.isPlanned ? "panel.continue.planned.title" : "panel.continue.title");
+    }
     const verdict = history.status === "finished" ? history.verdict : "";
     write(this.words, verdict || history.note);
     this.words.classList.toggle("verdict", Boolean(verdict));

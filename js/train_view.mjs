@@ -5,7 +5,7 @@
  */
 
 import { mayStop } from "./commands.mjs";
-import { continueByHalf } from "./continue.mjs";
+import { continueFurther } from "./continue.mjs";
 import { Feed } from "./feed.mjs";
 import { getJson, inputNode, onMessage, onNode, postJson, toast } from "./host.mjs";
 import { Panel } from "./panel.mjs";
@@ -73,7 +73,7 @@ class TrainView {
     if (!history) return;
     try {
       if (action === "stop" && !(await mayStop(history.run))) return;
-      if (action === "continue") await continueByHalf(this.node, history.run, history.numSteps);
+      if (action === "continue") await continueFurther(this.node, history);
       else await postJson(`/pistachio/runs/${encodeURIComponent(history.run)}/ask`, { wish: action }).then(({ status, body }) => {
         if (status >= 400) throw new Error(body?.error ?? `HTTP ${status}`);
       });

@@ -66,7 +66,9 @@ def list_runs(root: Path) -> list[Run]:
 def is_finished(config: dict | None, report: dict | None) -> bool:
     if not config or not report or not report.get("finished"):
         return False
-    return report.get("settings", {}).get("num_steps") == config["settings"]["num_steps"]
+    # A run that was stopped before its planned end is continued to the same number of steps: its report is no longer the last word.
+    goes_on = config.get("continued_from", 0) and report.get("last_step", 0) <= config["continued_from"]
+    return not goes_on and report.get("settings", {}).get("num_steps") == config["settings"]["num_steps"]
 
 
 class RunFolder:
@@ -97,8 +99,13 @@ class RunFolder:
         return self._read_json("report.json")
 
     def is_finished(self) -> bool:
-        """Trained to the end of what config.json asks for: the report of a run that is being extended speaks of fewer steps."""
+        """Trained to the end of what config.json asks for: the report of a run that is being continued speaks of fewer steps."""
         return is_finished(self.config(), self.report())
+
+    def ended_at(self) -> int | None:
+        """The last step of a finished run, which may have been stopped before its planned end; None for others."""
+        report = self.report()
+        return report["last_step"] if report and self.is_finished() else None
 
     def status(self) -> str:
         """'finished', 'running', 'interrupted' or 'new'."""

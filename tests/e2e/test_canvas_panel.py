@@ -182,7 +182,10 @@ def test_stop_measures_and_keeps_what_there_is(canvas, server, request):
     details = server.get(f"/pistachio/runs/{run_name}")
     assert 0 < details["last_step"] < NUM_STEPS and details["last_step"] in details["checkpoints"]
     assert any("you stopped it" in note for note in details["report"]["notes"])
-    assert canvas.page.locator(f"{PANEL} button", has_text="Continue by half").is_visible()
+    canvas.page.locator(f"{PANEL} button", has_text=f"Continue to {NUM_STEPS}").click()
+    wait_for(canvas, f"find('.status')?.textContent.startsWith('finished') && find('.steps').textContent === 'Step {NUM_STEPS} of {NUM_STEPS}'")
+    canvas.page.locator(f"{PANEL} button", has_text="Continue by half").wait_for()
+    assert server.get(f"/pistachio/runs/{run_name}")["last_step"] == NUM_STEPS
 
 
 LONG = 8000  # steps: more than the page keeps one by one

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { frameOf, readout, stepAt, trainingPath } from "../../js/chart.mjs";
-import { addRow, emptyHistory, fromServer } from "../../js/history.mjs";
+import { addRow, emptyHistory, fromServer, furtherSteps } from "../../js/history.mjs";
 import { wordsOf } from "../../js/memory_line.mjs";
 import { partnerOf, rowsOf } from "../../js/samples.mjs";
 import { CAPACITY, Trace, traceOf } from "../../js/trace.mjs";
@@ -157,4 +157,10 @@ test("samples are rows of one prompt and seed over the steps", () => {
   assert.deepEqual(rows.map(({ prompt, seed, pictures }) => [prompt, seed, [...pictures.keys()]]), [["a", 0, [0, 20, 40]], ["b", 1, [0]], ["b", 2, [20]]]);
   assert.deepEqual([0, 20, 40].map((step) => partnerOf(rows[0], step)), [20, 0, 20]);
   assert.equal(partnerOf(rows[1], 0), 0, "a picture that is alone is held against itself");
+});
+
+test("a run that was stopped goes on to its planned end, another one by half", () => {
+  assert.deepEqual(furtherSteps({ step: 400, numSteps: 2000 }), { isPlanned: true, steps: 2000 });
+  assert.deepEqual(furtherSteps({ step: 2000, numSteps: 2000 }), { isPlanned: false, steps: 3000 });
+  assert.deepEqual(furtherSteps({ step: 25, numSteps: 25 }), { isPlanned: false, steps: 38 });
 });

@@ -218,6 +218,35 @@ def test_a_run_that_stopped_early_goes_on_when_continued(wan, encoded, tmp_path)
     assert RunFolder(run.folder).report()["last_step"] > stopped
 
 
+def test_a_run_that_was_stopped_goes_on_to_its_planned_end_and_then_past_it(wan, encoded, tmp_path):
+    from pistachio.bridge.control import ask
+    from pistachio.training.errors import PistachioError
+    from pistachio.training.run import RunFolder
+
+    class Stopping(list):
+        def append(self, row):
+            if (row["kind"], row["step"]) == ("train", 4):
+                ask("anna", "stop")
+
+    planned = config(num_steps=12)
+    run = start(wan, encoded, tmp_path, planned, rows=Stopping())
+    folder = RunFolder(run.folder)
+    assert (folder.status(), folder.report()["last_step"], folder.report()["offers"][0]) == ("finished", 4, "Continue to step 12, as planned.")
+    start(wan, encoded, tmp_path, planned)
+    assert folder.report()["last_step"] == 4, "queued again as it is, a finished run is not trained on"
+    with pytest.raises(Cancelled):
+        start(wan, encoded, tmp_path, planned, continue_run=run, check=cancel_after(2))
+    assert folder.status() == "interrupted"
+    start(wan, encoded, tmp_path, config(num_steps=0), continue_run=run)
+    assert (folder.status(), folder.report()["last_step"]) == ("finished", 12)
+    assert [row["step"] for row in folder.metrics() if row["kind"] == "train"] == list(range(1, 13))
+    assert any(note.startswith("Continued from step 4 to step 12") for note in folder.report()["notes"])
+    start(wan, encoded, tmp_path, config(num_steps=0), continue_run=run)
+    assert folder.report()["last_step"] == 18
+    with pytest.raises(PistachioError, match="already has 18 steps"):
+        start(wan, encoded, tmp_path, config(num_steps=15), continue_run=run)
+
+
 def test_a_full_disk_is_said_before_training(wan, encoded, tmp_path, monkeypatch):
     from pistachio.training import run as run_module
     from pistachio.training.errors import PistachioError

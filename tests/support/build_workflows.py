@@ -273,7 +273,7 @@ Then open a *Train a character* template with the same folder: it takes the capt
 CONTINUE_NOTE = """
 ## Go on with a run
 
-**Load Run** opens a run from `output/pistachio`. Train LoRA goes on from its last step: `num_steps` is the new total, 0 means half as many again.
+**Load Run** opens a run from `output/pistachio`. Train LoRA goes on from its last step: `num_steps` is the new total; 0 means its planned end where it was stopped before, else half as many again.
 
 Leave the pictures, the base model and the settings as they were: a run with others is another run. Press **R** to see new runs in the menu.
 """
