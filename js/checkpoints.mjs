@@ -43,7 +43,7 @@ export function openCheckpoints(details, use) {
   const { table, columns } = tableOf(candidates, rows, show);
   const unseen = chosenStep && !candidates.some(({ step }) => step === chosenStep) ? say("checkpoints.chosen_unseen", { step: String(chosenStep) }) : "";
   const dialog = element(
-    "dialog", { className: "pistachio-checkpoints", tabIndex: -1 }, // a click beside the parts leaves the keys with it
+    "dialog", { className: "pistachio-dialog pistachio-checkpoints", tabIndex: -1 }, // a click beside the parts leaves the keys with it
     element("div", "top", heading, element("div", { className: "views", role: "group", ariaLabel: say("checkpoints.views") }, one, all), close),
     element("div", "choice", words, take), single, table, element("div", { className: "quiet verdict", textContent: [verdict(details), unseen].filter(Boolean).join(" ") }),
   );

@@ -44,7 +44,7 @@ export function openComparison(history, index, step) {
   const prompt = element("div", "prompt");
   const close = element("button", { className: "close", textContent: "✕", title: say("samples.close"), ariaLabel: say("samples.close"), onclick: () => dialog.close() });
   const dialog = element(
-    "dialog", { className: "pistachio-compare-steps", ariaLabel: say("samples.dialog", { run: history.run }) },
+    "dialog", { className: "pistachio-dialog pistachio-compare-steps", ariaLabel: say("samples.dialog", { run: history.run }) },
     element("div", "top", before, after, prompt, beside, close), element("div", "picks", leftPick, rightPick), stage, slider,
   );
   const draw = () => {

@@ -9,6 +9,7 @@ import { locale } from "./host.mjs";
 import { speak } from "./words.mjs";
 
 addStylesheet("theme.css"); // the colours that the parts' own style sheets take
+addStylesheet("dialog.css");
 await speak(locale());
 await Promise.all([
   import("./captioner.mjs"),
