@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 import tempfile
@@ -14,9 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from standalone import ROOT, import_packages
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 IMAGES = ROOT / "docs" / "images"
 VIEW = {"width": 1800, "height": 1900}  # higher than any row: the canvas's own buttons stand at its foot
 FORM_VIEW = {"width": 1500, "height": 1000}
@@ -32,17 +30,7 @@ HIDE = """
 .actionbar-container, [data-testid="subgraph-breadcrumb"], .comfy-menu-button-wrapper, .p-splitter-gutter { display: none !important; }
 """
 
-
-def load_package(name: str, folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
-
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, HERE)]
-load_package("support", HERE)
-load_package("demo", ROOT / "demo")
+import_packages("support", "demo")
 
 from demo.captions import TRIGGER  # noqa: E402
 from demo.graph import LEARNING_RATE, SAMPLER, SIZE_PX  # noqa: E402

@@ -7,17 +7,14 @@ graph, nothing of how the help pages are written.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
-import sys
 import tempfile
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+from standalone import ROOT, import_packages
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 VIEW = {"width": 1100, "height": 1700}
 PIXELS = 1.5  # of the picture for one of the page: sharp in a panel on a dense screen
 QUALITIES, MOST_BYTES = (62, 50, 40, 30), 36_000
@@ -27,17 +24,7 @@ HIDE = """
 .actionbar-container, [data-testid="subgraph-breadcrumb"], .comfy-menu-button-wrapper, .p-splitter-gutter, .p-tooltip { display: none !important; }
 """
 
-
-def load_package(name: str, folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-
-
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, HERE)]
-load_package("support", HERE)
-load_package("demo", ROOT / "demo")
+import_packages("support", "demo")
 
 from demo.install import install_models  # noqa: E402
 from demo.make_character import FOLDER as CHARACTER  # noqa: E402

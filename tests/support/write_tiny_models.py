@@ -3,17 +3,15 @@
 For tests that talk to a live server and must not import ComfyUI themselves.
 """
 
-import importlib.util
 import sys
 import tempfile
 from pathlib import Path
 
+from standalone import import_packages
+
 
 def main(comfyui: Path, folder: Path) -> None:
-    here = Path(__file__).resolve().parent
-    spec = importlib.util.spec_from_file_location("support", here / "__init__.py", submodule_search_locations=[str(here)])
-    sys.modules["support"] = importlib.util.module_from_spec(spec)
-    sys.path.remove(str(here))  # this script's own folder holds a host.py and a server.py
+    import_packages("support")
     from support import host, tiny_models
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as base:
