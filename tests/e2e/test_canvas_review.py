@@ -193,6 +193,26 @@ def test_a_text_that_cannot_be_saved_is_kept_until_it_is(canvas, folder):
     (folder / "picture-06.txt").write_text(before)
 
 
+def test_what_a_check_finds_is_said_in_the_language_of_the_canvas(canvas, browser, server, request):
+    few = write_folder(server.base / "input" / "canvas_few_zh", 6, size=(64, 48))
+    (few / "picture-05.txt").unlink(missing_ok=True)
+    server.post("/api/settings", {"Comfy.Locale": "zh"})
+    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+    try:
+        zh = Canvas(page=context.new_page(), server=server).open(nodes_2="2" in request.node.callspec.id)
+        load(zh, few)
+        zh.page.locator(VIEW).get_by_role("button", name="检查", exact=True).click()
+        status(zh, "筛选列表中会显示所发现的问题")
+        status(zh, "尚不能训练：有 1 处会使训练无法进行")  # the picture without a caption; six are enough
+        option = zh.page.locator(f"{VIEW} option[value='finding:no_caption']")
+        assert option.text_content() == "描述（1）" and option.get_attribute("title").startswith("1 张图片没有描述：picture-05.png。 请用「数据集打标」")
+        zh.page.locator(f"{VIEW} select").select_option("finding:no_caption")
+        assert current(zh).startswith("picture-05.png. 描述. ")
+    finally:
+        context.close()
+        server.post("/api/settings", {"Comfy.Locale": "en"})
+
+
 def test_the_dialog_shows_findings_and_takes_no_key_from_the_canvas(canvas, folder):
     few = write_folder(folder.parent / "canvas_few", 6, size=(64, 48))
     (few / "picture-05.txt").unlink()

@@ -1,6 +1,8 @@
-"""The list of runs in the sidebar, in a real browser: search, open, compare, install, rename, continue, trash; by mouse and by keys."""
+"""The list of runs in the sidebar, in a real browser: search, open, compare, install, rename, continue, trash; by mouse and by keys; what the settings change there."""
 
 import json
+import math
+import shutil
 import urllib.error
 import urllib.request
 from io import BytesIO
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from pistachio.training.run import RunFolder
+from support import many_runs
 from support.canvas import Canvas
 
 TAB = ".pistachio-runs"
@@ -27,7 +30,7 @@ def write_run(server, name, percents, *, base=2.0, trigger="ohwx"):
     folder.path.mkdir(parents=True)
     folder.write_json("config.json", {"id": name, "family": "SDXL", "base_file": "tiny_xl.safetensors", "settings": {"num_steps": 200}})
     folder.write_json("dataset.json", {"trigger_word": trigger, "pictures": [{}] * 20})
-    rows = [{"kind": "train", "step": step, "loss": 1.0, "loss_ema": 1.0} for step in range(1, 201)]
+    rows = [{"kind": "train", "step": step, "loss": 1.0, "loss_ema": 1.0 + 0.2 * math.sin(step)} for step in range(1, 201)]
     rows += [evaluation(100 * i, percent, base=base) for i, percent in enumerate(percents)]
     for step in (0, 100, 200):
         picture = BytesIO()
@@ -231,6 +234,133 @@ def test_a_run_is_renamed_and_moved_to_the_trash(tab, canvas, server, request):
     tab.locator("input[type=search]").wait_for()
     assert f"{name} last" not in names(tab)
     assert (folder / ".trash" / f"{name} last" / "metrics.jsonl").is_file()
+
+
+# ---- the settings below Pistachio ------------------------------------------------
+
+
+@pytest.fixture
+def setting(canvas):
+    """`setting(id, value)`, as the host's dialog sets it; at the end every one is as it was."""
+    page, before = canvas.page, {}
+
+    def change(name, value):
+        before.setdefault(name, page.evaluate("id => app.extensionManager.setting.get(id)", name))
+        page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [name, value])
+
+    yield change
+    for name, value in before.items():
+        page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [name, value])
+
+
+def opened(tab, name):
+    """A part of a run's page, which is drawn anew."""
+    back = tab.get_by_role("button", name="All runs")
+    if back.count():
+        back.click()
+    tab.get_by_role("button", name=name, exact=True).click()
+    tab.locator("path.training[d^=M]").wait_for()
+    return tab
+
+
+def test_the_setting_of_the_log_scale_is_that_of_new_charts(tab, setting):
+    for is_log in (True, False):
+        setting("Pistachio.Chart.LogScale", is_log)
+        assert opened(tab, "side mia").locator("button.log").get_attribute("aria-pressed") == str(is_log).lower()
+
+
+def test_the_setting_of_the_smoothing_flattens_the_training_loss(tab, setting):
+    def height():
+        points = opened(tab, "side mia").locator("path.training").get_attribute("d")[1:].split("L")
+        ys = [float(point.split(" ")[1]) for point in points]
+        return max(ys[10:]) - min(ys[10:])
+
+    plain = height()
+    setting("Pistachio.Chart.Smoothing", 0.9)
+    assert 0 < height() < plain / 2
+
+
+def test_the_end_of_a_run_is_told_where_the_settings_say_so(tab, canvas, setting):
+    end = "run => app.api.dispatchEvent(new CustomEvent('pistachio.finished', { detail: { run, verdict: 'Finished.' } }))"
+    setting("Pistachio.Runs.TellWhenEnded", False)
+    canvas.page.evaluate(end, "quiet run")
+    setting("Pistachio.Runs.TellWhenEnded", True)
+    canvas.page.evaluate(end, "told run")
+    canvas.page.locator(".p-toast-message", has_text="told run has ended").wait_for()
+    assert canvas.page.locator(".p-toast-message", has_text="quiet run").count() == 0
+
+
+def test_a_stop_is_asked_about_where_the_settings_say_so(tab, canvas, server, setting, request):
+    page, asked = canvas.page, []
+    page.on("request", lambda sent: asked.append(sent.url) if sent.url.endswith("/ask") else None)
+    folder = RunFolder(server.base / "output" / "pistachio" / f"side trained {request.node.callspec.id}")
+    folder.path.mkdir()
+    folder.write_json("config.json", {"id": "a", "family": "SDXL", "settings": {"num_steps": 200}})
+    stop = "() => { app.extensionManager.command.execute('Pistachio.StopAndKeep'); }"
+    with folder.locked():
+        setting("Pistachio.Runs.ConfirmStop", True)
+        page.evaluate(stop)
+        page.get_by_role("dialog").get_by_text(f"Stop {folder.name}?").wait_for()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        page.get_by_role("dialog").wait_for(state="detached")
+        assert asked == []
+        setting("Pistachio.Runs.ConfirmStop", False)
+        page.evaluate(stop)
+        page.locator(".p-toast-message", has_text="isn't being trained now").wait_for()  # by this server: the test holds its lock
+        assert len(asked) == 1 and page.get_by_role("dialog").count() == 0
+    (folder.path / "config.json").unlink()
+    folder.path.rename(folder.path.parent / f".{folder.name}")
+
+
+def test_the_list_is_read_again_as_often_as_the_settings_say(tab, server, setting, request):
+    name = f"side from elsewhere {request.node.callspec.id}"
+    write_run(server, name, (0, -3, -5))
+    setting("Pistachio.Runs.RefreshSeconds", 1)  # 30 would be later than this waits
+    tab.get_by_role("button", name=name, exact=True).wait_for(timeout=15_000)
+    (server.base / "output" / "pistachio" / name).rename(server.base / name)
+    tab.get_by_role("button", name=name, exact=True).wait_for(state="detached", timeout=15_000)
+
+
+# ---- in another language ---------------------------------------------------------
+
+
+def test_what_the_server_says_of_runs_is_said_in_the_language_of_the_canvas(canvas, browser, server, request):
+    """A run as training writes it; one of an older version has no codes, and its verdict stays English."""
+    folder = many_runs.write_run(server.base / "output" / "pistachio", 2, num_steps=200, num_evaluations=10)  # the third: it rises again
+    name, report = folder.name, folder.report()
+    assert report["state"] == "overfit"
+    verdict = f"大约从第 {report['best_step']} 步起，它开始死记训练图片。我们保留了第 {report['chosen_step']} 步。"
+    server.post("/api/settings", {"Comfy.Locale": "zh"})
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    try:
+        page = Canvas(page=context.new_page(), server=server).open(nodes_2="2" in request.node.callspec.id).page
+        page.locator(".pistachio-runs-tab-button").click()
+        tab = page.locator(TAB)
+        assert tab.locator(f".run[data-run='{name}'] .verdict").text_content() == verdict
+        assert tab.locator(".run[data-run='side mia'] .verdict").text_content() == "Step 100 of side mia is best."
+        tab.locator("input[type=search]").fill("死记")
+        assert names(tab) == [name]
+        tab.get_by_role("button", name=name, exact=True).click()
+        tab.locator(".words.verdict", has_text=verdict).wait_for()
+        tab.get_by_role("button", name="比较检查点").click()
+        dialog = page.locator(".pistachio-checkpoints")
+        assert verdict in dialog.locator(".verdict").text_content()
+        page.keyboard.press("Escape")
+        page.evaluate(
+            "detail => app.api.dispatchEvent(new CustomEvent('pistachio.finished', { detail }))",
+            {"run": name, "verdict": report["verdict"], "verdict_message": report["verdict_message"]},
+        )
+        page.locator(".p-toast-message", has_text=verdict).wait_for()
+        tab.get_by_role("button", name="全部训练").click()
+        tab.locator("input[type=search]").fill("")
+        for ticked in (name, "side mia"):
+            tab.get_by_label(f"比较 {ticked}").check()
+        tab.get_by_role("button", name="比较", exact=True).click()
+        tab.locator(".problem", has_text="留出的图片不同").wait_for()
+    finally:
+        context.close()
+        server.post("/api/settings", {"Comfy.Locale": "en"})
+        shutil.rmtree(folder.path)
 
 
 def test_nothing_of_ours_failed(tab, canvas):
