@@ -168,6 +168,25 @@ def test_a_folder_is_chosen_by_keyboard(canvas, server, name):
     assert len(canvas.nodes()) == 2 and canvas.our_errors() == []
 
 
+def test_what_comes_late_is_seen_on_nodes_whose_values_were_changed(canvas, server, name):
+    write_folder(server.base / "input" / name, 6, size=(32, 32))
+    make(canvas, "PistachioLoadImageFolder", "PistachioSplitDataset", "PistachioLoadJoyCaption", folder=name)
+    canvas.page.evaluate("() => app.graph._nodes[0].connect(0, app.graph._nodes[1], 0)")
+    canvas.fill({"PistachioSplitDataset": {"held_out_share": 0.3}, "PistachioLoadJoyCaption": {"precision": "int8"}}, centre="PistachioLoadImageFolder", offset=(80, 140), scale=1)
+    words, offer = canvas.page.locator(".pistachio-sentences .words", has_text="held out"), canvas.page.locator(".pistachio-captioner")
+    offer.wait_for(timeout=WAIT_MS)
+    assert words.count() == 0 and "JoyCaption is not on this machine" in offer.inner_text()
+    canvas.queue()
+    words.wait_for(timeout=WAIT_MS)
+    canvas.page.wait_for_timeout(500)  # the older renderer places an element when it draws
+    for index, shown in ((1, words), (2, offer)):
+        box = shown.bounding_box()
+        left, top, right, bottom = canvas.page.evaluate("index => { const {pos, size} = app.graph._nodes[index], at = (x, y) => app.canvas.ds.convertOffsetToCanvas([x, y]); return [...at(pos[0], pos[1]), ...at(pos[0] + size[0], pos[1] + size[1])]; }", index)
+        assert left < box["x"] and box["x"] + box["width"] < right and top < box["y"] and box["y"] + box["height"] < bottom
+        assert box["height"] > 16
+    assert canvas.our_errors() == []
+
+
 def test_what_to_change_is_told_in_a_toast_and_marked_on_the_node(canvas):
     make(canvas, "PistachioLoadImageFolder", "PistachioCheckDataset", folder="no_such_folder")
     canvas.page.evaluate("() => app.graph._nodes[0].connect(0, app.graph._nodes[1], 0)")

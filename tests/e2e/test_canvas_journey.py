@@ -5,6 +5,7 @@ What is seen on the way is kept as pictures in build/journey. Parts of it have t
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def keep(canvas, request):
     host = "apps" if has_forms(canvas) else "graphs"
     renderer = request.node.callspec.params["canvas"] + 1
     return lambda name: canvas.page.screenshot(path=folder / f"{name}-{host}-nodes{renderer}.png")
+
+
+@pytest.fixture
+def left_idle(server):
+    """The run of a test that failed would stand before the next ones in the queue, and take their time on a small machine."""
+    yield
+    server.post("/queue", {"clear": True})
+    while server.get("/queue")["queue_running"]:
+        server.interrupt()
+        time.sleep(0.5)
 
 
 def has_forms(canvas) -> bool:
@@ -183,7 +194,7 @@ def test_commands_have_shortcuts_of_their_own_and_settings_stand_below_pistachio
     page.keyboard.press("Escape")
 
 
-def test_from_a_template_to_an_installed_lora(canvas, server, keep, request):
+def test_from_a_template_to_an_installed_lora(canvas, server, keep, left_idle, request):
     page, run_name = canvas.page, f"journey_{request.node.callspec.id.replace(' ', '_')}"
     load_training(canvas, run_name)
     canvas.queue()
@@ -212,7 +223,7 @@ def test_from_a_template_to_an_installed_lora(canvas, server, keep, request):
 
     page.keyboard.press("Alt+Shift+H")
     wait_for(canvas, f"Number((find('.steps')?.textContent.match(/\\d+/) ?? [0])[0]) > {stopped['last_step']}")
-    assert steps(canvas)[1] == NUM_STEPS * 3 // 2
+    assert steps(canvas)[1] == NUM_STEPS  # it was stopped before its planned end
     page.keyboard.press("Alt+Shift+S")
     wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
     continued = server.get(f"/pistachio/runs/{run_name}")
@@ -258,7 +269,7 @@ def test_captions_are_reviewed(canvas, server, keep):
     page.locator("dialog.pistachio-review-dialog").wait_for(state="detached")
 
 
-def test_one_form_ends_on_a_test_sheet(canvas, server, keep, request):
+def test_one_form_ends_on_a_test_sheet(canvas, server, keep, left_idle, request):
     page = canvas.page
     open_template(canvas, "one_form")
     fill(canvas, {
