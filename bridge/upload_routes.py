@@ -14,6 +14,7 @@ from comfy.cli_args import args
 
 from ..dataset.uploads import Arrival, Taken
 from ..training.errors import PistachioError
+from ..training.messages import as_json
 from .answers import BYTES, answered
 from .folders import folder_name, upload_folder
 
@@ -32,7 +33,7 @@ async def post_upload(request: web.Request) -> dict:
         max_bytes=round(args.max_upload_size * 1024 * 1024),  # what ComfyUI itself takes
     )
     taken = await _received(request, arrival)
-    return {"state": taken.state, "name": taken.name, "words": taken.words, "folder": folder_name(folder)}
+    return {"state": taken.state, "name": taken.name, "words": taken.words, "words_message": as_json(taken.words), "folder": folder_name(folder)}
 
 
 async def _received(request: web.Request, arrival: Arrival) -> Taken:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..training.errors import PistachioError
+from ..training.messages import message
 from .captions import CAPTION_TABLE, read_caption, read_caption_table
 from .files import STALE_SECONDS, free_bytes, free_words, write_error
 from .images import EXTENSIONS, UNSUPPORTED_EXTENSIONS, read_picture
@@ -212,7 +213,7 @@ class Arrival:
         if self._is_same(file):
             return Taken(state=SAME, name=relative)
         if file.exists():
-            words = f"'{relative}' is there already with another content, which was kept."
+            words = message("upload.kept", "'{file}' is there already with another content, which was kept.", file=relative)
             return Taken(state=KEPT, name=relative, words=words)
         if self.kind == CAPTION and not any(has_picture(parent, each) for each in (stem, stem.rpartition(".")[0]) if each):
             raise PistachioError(f"'{relative}' has no picture of that name beside it. Drop them together.")

@@ -6,7 +6,7 @@
 
 import { following, outcomeWords } from "./drop_plan.mjs";
 import { sendBytes } from "./host.mjs";
-import { say } from "./words.mjs";
+import { say, translated } from "./words.mjs";
 
 const AT_ONCE = 3;
 
@@ -128,7 +128,7 @@ export class Upload {
       this.refuse(file.path, body?.error ?? say("drop.reason.http", { status: String(status) }));
       return null;
     }
-    const { state, name, words } = body;
+    const { state, name, words, words_message: message } = body;
     if (state === "kept") this.outcome.kept += 1;
     else if (state === "same") this.outcome.same += isSidecar ? 0 : 1;
     else if (isSidecar) this.outcome.captions += /\.txt$|\.json$/i.test(name) ? 1 : 0;
@@ -137,7 +137,7 @@ export class Upload {
       this.outcome.renamed += 1;
       this.notes.push(say("drop.note.renamed", { before: file.path, after: name }));
     }
-    if (words) this.notes.push(words);
+    if (words) this.notes.push(translated(words, message));
     return { name };
   }
 

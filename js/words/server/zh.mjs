@@ -120,6 +120,8 @@ export default Object.freeze({
   "node.review": "{count} 张图片继续往下。",
   "node.review_waiting": "{count} 条描述待查看：请在筛选中选择「待查看」。",
 
+  "upload.kept": "'{file}' 已经存在，内容不同，予以保留。",
+
   "folder.skipped": "{count} 张图片无法读取，已略过：{names}。",
   "folder.excluded": "{count} 张图片在审阅中被排除，已略过：{names}。",
   "folder.held_out": "{count} 张图片在审阅中标记为留出：{names}。",
