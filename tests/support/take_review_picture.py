@@ -21,7 +21,7 @@ from pistachio.dataset.joycaption.needs_review import ReviewEntry, update_needs_
 from support.canvas import Canvas  # noqa: E402
 from support.server import Server  # noqa: E402
 
-VIEW = {"width": 1250, "height": 830}
+VIEW, WIDTH_PX = {"width": 1620, "height": 1110}, 1200  # of the picture, which is smaller than the page
 FOLDER = "my_character"
 DIALOG = "dialog .pistachio-review"
 
@@ -56,6 +56,7 @@ def take(server: Server) -> None:
         page.wait_for_timeout(2000)
         shot = Image.open(BytesIO(page.locator("dialog.pistachio-review-dialog").screenshot())).convert("RGB")
         browser.close()
+    shot = shot.resize((WIDTH_PX, round(shot.height * WIDTH_PX / shot.width)), Image.Resampling.LANCZOS)
     shot.save(ROOT / "docs" / "images" / "review.jpg", quality=85, optimize=True)
     print(shot.size)
 
