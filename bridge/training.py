@@ -77,19 +77,16 @@ def train_lora(
     """
     refuse_untrainable(patcher.model)
     _check_items(encoded)
-    name = continue_run.name if continue_run else check_run_name(run_name)
-    folder = RunFolder(continue_run.folder if continue_run else runs_folder / name)
-    run = Run(name=name, folder=folder.path)
+    run = run_to_train(config, run_name=run_name, runs_folder=runs_folder, continue_run=continue_run)
+    name, folder = run.name, RunFolder(run.folder)
     model_hash = fingerprint(patcher, prefix="diffusion_model.")
     if clip is not None:
         _check_clip(clip, encoded, config)
         model_hash += TEXT_ENCODER_MARK
-    source = folder if continue_run and is_refit_of(folder, config) else None
-    if source is not None:  # a new run, by the finished one's choice
+    source = None
+    if continue_run and run != continue_run:  # a new run, by the finished one's choice
+        source, continue_run = RunFolder(continue_run.folder), None
         config = replace(config, num_steps=config.num_steps or source.config()["settings"]["num_steps"])
-        name = check_run_name(f"{continue_run.name}-all")
-        folder, continue_run = RunFolder(runs_folder / name), None
-        run = Run(name=name, folder=folder.path)
     config = config.resolve_num_steps(len(encoded.train)) if continue_run is None else _extended(config, folder)
     config = replace(config, adapter=with_start_hash(config.adapter))
     with folder.locked():
@@ -187,6 +184,17 @@ def train_lora(
     return run
 
 
+def run_to_train(config: TrainConfig, *, run_name: str, runs_folder: Path, continue_run: Run | None) -> Run:
+    """The run that `train_lora` writes: the continued one, or a new one of its own where that is trained again on all pictures."""
+    if continue_run is None:
+        name = check_run_name(run_name)
+    elif is_refit_of(RunFolder(continue_run.folder), config):
+        name = check_run_name(f"{continue_run.name}-all")
+    else:
+        return continue_run
+    return Run(name=name, folder=runs_folder / name)
+
+
 def _check_clip(clip, encoded: EncodedDataset, config: TrainConfig) -> None:
     refuse_text_encoder(clip)
     if clip_fingerprint(clip) != encoded.clip_fingerprint:
@@ -218,16 +226,15 @@ def _open_run(
         folder.write_json("config.json", {"id": existing["id"], "continued_from": last_step, **base, **identity})
         return True
     swapped = swap_words(folder.dataset(), encoded) if changed == [PICTURES_LABEL] else ""
+    another = "Disconnect continue_run on Train LoRA to train a new run" if extend else "Choose another run name on Train LoRA"
     if swapped:
         raise RunConflictError(
             f"Run '{folder.name}' measured with other pictures held out ({swapped}), and its numbers can't be compared with new ones. "
-            "Choose another run name on Train LoRA, or set the held-out pictures back on Split Dataset."
+            f"{another}, or set the held-out pictures back on Split Dataset."
         )
     if changed:
-        raise RunConflictError(
-            f"A run named '{folder.name}' exists with other settings ({', '.join(changed)}). "
-            "Choose another run name on Train LoRA, or set them back to resume it."
-        )
+        others = [name for name in changed if not extend or name != "num_steps"]
+        raise RunConflictError(f"A run named '{folder.name}' exists with other settings ({', '.join(others)}). {another}, or set them back to resume it.")
     return not folder.is_finished()
 
 

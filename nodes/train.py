@@ -10,7 +10,7 @@ from ..bridge.events import RunEvents
 from ..bridge.items import Regularization
 from ..bridge.lora import apply_lora, apply_lora_to_clip, install_checkpoint
 from ..bridge.progress import check_interrupted
-from ..bridge.training import train_lora
+from ..bridge.training import run_to_train, train_lora
 from ..training.config import (
     CHECKPOINTING, PRECISIONS, AdapterConfig, EvaluationConfig, LoggingConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, replace,
 )
@@ -102,10 +102,10 @@ class TrainLora(io.ComfyNode):
             raise PistachioError(
                 f"The trigger word is '{trigger_word.strip()}' here and '{encoded.trigger_word}' in the encoded set. Write the same word on both nodes."
             )
-        folder = continue_run.folder if continue_run else folders.runs_folder() / check_run_name(run_name)
+        to_train = run_to_train(config, run_name=run_name, runs_folder=folders.runs_folder(), continue_run=continue_run)
         run = train_lora(
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
-            log_row=RunEvents(node_id=cls.hidden.unique_id, folder=folder), check_interrupted=check_interrupted, continue_run=continue_run,
+            log_row=RunEvents(node_id=cls.hidden.unique_id, folder=to_train.folder), check_interrupted=check_interrupted, continue_run=continue_run,
             samples=samples, clip=clip, memory=memory, regularization=_regularization(regularization, regularization_share, regularization_weight),
             base_file=base_file(cls.hidden.prompt, cls.hidden.unique_id),
         )
@@ -114,9 +114,9 @@ class TrainLora(io.ComfyNode):
         trained = apply_lora(model, RunFolder(run.folder).checkpoint_file(step))
         trained_clip = clip and apply_lora_to_clip(clip, RunFolder(run.folder).checkpoint_file(step))
         chart = loss_chart(run)
-        return io.NodeOutput(
-            trained, lora_name, run, image_tensor(chart), trained_clip, ui=shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))),
-        )
+        # The panel of a node whose run_name is linked hears it nowhere else.
+        told = shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))) | {"pistachio_run": [run.name]}
+        return io.NodeOutput(trained, lora_name, run, image_tensor(chart), trained_clip, ui=told)
 
 
 def _regularization(encoded, share: float, weight: float) -> Regularization | None:

@@ -1,6 +1,7 @@
 """Folds and refits as Train LoRA drives them, on a tiny SD1.5: the folders, the resumed parts, and the swap that is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -92,3 +93,31 @@ def test_swapped_held_out_pictures_need_a_run_of_their_own(sd15, encoded, tmp_pa
     with pytest.raises(RunConflictError, match=r"now held out: 0\.png; now trained on: 4\.png"):
         start(sd15, swapped, tmp_path, config())
     assert json.loads((tmp_path / "anna" / "dataset.json").read_text()) == before
+
+
+def test_the_events_of_a_refit_are_those_of_its_own_run(sd15, encoded, host, monkeypatch):
+    import pistachio.nodes
+    from comfy_api.latest import io
+    from pistachio.bridge.events import live_state
+    from server import PromptServer
+
+    node = type("TrainLoraClone", (pistachio.nodes.TrainLora,), {})
+    node.hidden = io.HiddenHolder.from_dict({"UNIQUE_ID": "9"})
+    sent = []
+    monkeypatch.setattr(PromptServer.instance, "send_sync", lambda name, data, *_: sent.append((name, data)))
+
+    def train(settings, **inputs):
+        sent.clear()
+        with torch.inference_mode():
+            output = node.execute(
+                sd15.model, encoded, adapter=settings.adapter, optimizer=settings.optimizer, evaluation=settings.evaluation, precision="fp32", run_name="watched", **inputs,
+            )
+        return output.args[2], output.ui["pistachio_run"], {data["run"] for name, data in sent if name.startswith("pistachio.")}, [name for name, _ in sent]
+
+    measured, *told, _ = train(config(), num_steps=2)
+    assert told == [["watched"], {"watched"}]
+    whole, *told, names = train(config(refit=True), continue_run=measured)
+    assert told == [["watched-all"], {"watched-all"}] and {"pistachio.step", "pistachio.finished"} <= set(names)
+    assert live_state("watched-all")["sequence"] > 0 and live_state("watched") is None
+    for run in (measured, whole):
+        shutil.rmtree(run.folder)

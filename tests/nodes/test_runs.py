@@ -101,8 +101,18 @@ def test_other_settings_under_the_same_name_are_refused(wan, encoded, tmp_path):
     with pytest.raises(RunConflictError, match="seed"):
         start(wan, encoded, tmp_path, config(seed=6))
     changed = replace(encoded, items=tuple(replace(i, caption=i.caption + ".") for i in encoded.items))
-    with pytest.raises(RunConflictError, match="captions"):
+    with pytest.raises(RunConflictError, match="captions.*Choose another run name"):
         start(wan, changed, tmp_path, config())
+
+
+def test_a_continued_run_of_other_pictures_is_refused_by_the_input_that_says_so(wan, encoded, tmp_path):
+    from pistachio.training.errors import RunConflictError
+
+    run = start(wan, encoded, tmp_path, config())
+    changed = replace(encoded, items=tuple(replace(i, caption=i.caption + ".") for i in encoded.items))
+    # run_name is not used then, and more steps are what continuing means.
+    with pytest.raises(RunConflictError, match=r"other settings \(the pictures or captions\)\. Disconnect continue_run on Train LoRA"):
+        start(wan, changed, tmp_path, config(num_steps=12), continue_run=run)
 
 
 def test_a_second_writer_is_refused(wan, encoded, tmp_path):
