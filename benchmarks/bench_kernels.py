@@ -3,7 +3,8 @@
     python dev.py bench kernels [--json FILE] [--targets sm_90,sm_120]
 
 Registers and spills are the assembler's; errors are of the kernels' own assembly, run on the CPU over small shapes. The one
-time that is measured is the compiler's, for all of a card's kernels: theirs are gpu_suite's, on a card.
+time that is measured is the compiler's: for what one run starts (kernel_runs.py), and for all. The kernels' own times are
+gpu_suite's, on a card.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 from bench_support import load_packages, write_json
@@ -19,7 +21,7 @@ from bench_support import load_packages, write_json
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--comfyui", type=Path, help="not used: kernels know no host")
+    parser.add_argument("--comfyui", type=Path, help="a ComfyUI checkout, whose networks say which kernels a run starts; without it that isn't measured")
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--targets", default="", help="comma-separated, e.g. sm_90,sm_120; all that the compiler knows")
     return parser.parse_args()
@@ -57,14 +59,12 @@ def errors() -> dict[str, float]:
     return found
 
 
-def compile_seconds(target: str) -> dict[str, float]:
-    """For one card: what a training step's kernels take to compile the first time, and to read back from the folder."""
+def compile_seconds(target: str, wanted) -> dict[str, float]:
+    """For one card: what these programs take to compile the first time, one after the other, and to read back from the folder."""
     import tempfile
 
     from pistachio.training.kernels.programs import build
-    from pistachio.training.kernels.resources import is_for, programs
 
-    wanted = [one for one in programs(wide=False) if is_for(one, target)]  # one of each source, as a run needs them
     with tempfile.TemporaryDirectory() as folder:
         times = []
         for _ in range(2):
@@ -74,6 +74,35 @@ def compile_seconds(target: str) -> dict[str, float]:
         assert all(kept)
         size_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
     return {"programs": len(wanted), "compile_s": times[0][0], "compile_processor_s": times[0][1], "from_folder_s": times[1][0], "folder_bytes": size_bytes}
+
+
+def recorded_runs(comfyui: Path | None) -> dict[tuple[str, str], dict]:
+    """(network, format of its base) -> the programs that a step of it starts, with their entries. Empty without a host."""
+    if comfyui is None:
+        return {}
+    from bench_support import booted_host
+    from kernel_runs import FORMATS, NETWORKS, programs_of_run
+
+    with booted_host(comfyui):
+        return {(network, format): programs_of_run(network, format)[0] for network in NETWORKS for format in FORMATS}
+
+
+def compiling(target: str, runs: dict) -> list[dict]:
+    """Each run's programs, then all that the list holds, for one card."""
+    from kernel_runs import for_card
+    from pistachio.training.kernels.resources import is_for, programs
+
+    rows = []
+    for (network, format), started in runs.items():
+        wanted = [for_card(one, target) for one in started]
+        if not all(is_for(one, target) for one in wanted):
+            continue  # the card has no such product: the door leaves it to torch
+        rows.append({"arch": target, "network": network, "base": format, "sources": dict(Counter(one.source for one in wanted)), **compile_seconds(target, wanted)})
+    rows.append({"arch": target, "network": "", "base": "", **compile_seconds(target, [one for one in programs() if is_for(one, target)])})
+    for row in rows:
+        what = f"a run of {row['network']}, {row['base']}" if row["network"] else "everything listed"
+        print(f"{target:8} {what:32} {row['programs']:2} programs: {row['compile_s']:.2f} s to compile ({row['compile_processor_s']:.2f} s of a processor), {row['from_folder_s'] * 1e3:.0f} ms from the folder, {row['folder_bytes'] / 1e3:.0f} kB", flush=True)
+    return rows
 
 
 def main() -> int:
@@ -93,7 +122,8 @@ def main() -> int:
         write_json(options.json, {"skipped": True, "reason": str(missing)})
         return 0
     wanted = tuple(word for word in options.targets.split(",") if word) or TARGETS
-    by_entry, rows, compiling, failed = errors(), [], [], False
+    runs = recorded_runs(options.comfyui)
+    by_entry, rows, times, failed = errors(), [], [], False
     for target in wanted:
         if target not in known:
             rows.append({"arch": target, "compiled": False, "reason": f"NVRTC {nvrtc.version()} doesn't know it"})
@@ -112,10 +142,8 @@ def main() -> int:
                 "shared_bytes": row["shared_bytes"] + row["given_bytes"], "constants": row["constants"], "max_rel_err": by_entry[row["entry"]],
             })
             print(f"{target:8} {row['entry']:24} {row['registers']:4} registers {row['spill_bytes']:4} B spilled {row['shared_bytes'] + row['given_bytes']:6} B shared  error {by_entry[row['entry']]:.1e}")
-        compiling.append({"arch": target, **compile_seconds(target)})
-        told = compiling[-1]
-        print(f"{target:8} {told['programs']} programs: {told['compile_s']:.2f} s to compile ({told['compile_processor_s']:.2f} s of a processor), {told['from_folder_s'] * 1e3:.0f} ms from the folder, {told['folder_bytes'] / 1e3:.0f} kB")
-    write_json(options.json, {"torch_version": torch.__version__, "nvrtc": ".".join(map(str, nvrtc.version())), "compiling": compiling, "kernels": rows})
+        times += compiling(target, runs)
+    write_json(options.json, {"torch_version": torch.__version__, "nvrtc": ".".join(map(str, nvrtc.version())), "compiling": times, "kernels": rows})
     return 1 if failed else 0
 
 

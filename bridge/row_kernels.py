@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Callable, Iterator
 
 import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
 import comfy.ldm.wan.model
 import comfy.ops
 import torch
@@ -39,6 +40,7 @@ class Places:
     gated: tuple[str, ...] = ()  # layers whose result a gate multiplies before it is added
     gelus: tuple[str, ...] = ()  # by tanh
     swiglus: tuple[str, ...] = ()
+    geglus: tuple[str, ...] = ()  # by erf, with the projection before them
     adds_in_place: bool = False  # to what its norms were given, unless a kernel takes that addition
 
 
@@ -60,11 +62,11 @@ PLACES = {
         swiglus=("img_mlp.1", "txt_mlp.1", "mlp_act"), adds_in_place=True,
     ),
     "OpenAISignatureMMDITWrapper": Places(
-        modulated={path: "" for path in _both(_SD3, "norm1", "norm2")}, gated=_both(_SD3, "attn.proj", "attn2.proj", "mlp"), gelus=_both(_SD3, "mlp.act"),
+        modulated={f"{side}{norm}": f"{side}{reader}" for side in _SD3 for norm, reader in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1"))}, gated=_both(_SD3, "attn.proj", "attn2.proj", "mlp"), gelus=_both(_SD3, "mlp.act"),
     ),
-    "UNetModel": Places(norms=("norm1", "norm2", "norm3")),
+    "UNetModel": Places(norms=("norm1", "norm2", "norm3"), geglus=("ff.net.0", "ff_in.net.0")),
 }
-OPERATIONS = ("norm_modulate", "gated_residual", "gelu8", "swiglu8", "rms_rope_")
+OPERATIONS = ("norm_modulate", "gated_residual", "gelu8", "swiglu8", "geglu8", "rms_rope_")
 
 
 def _chosen(device: torch.device) -> set[str]:
@@ -124,6 +126,8 @@ def _replace(stack: ExitStack, model, block: nn.Module, places: Places, chosen: 
         found += [(modules[path], _gelu(modules[path])) for path in places.gelus if isinstance(modules.get(path), nn.GELU) and modules[path].approximate == "tanh"]
     if "swiglu8" in chosen:
         found += [(modules[path], _swiglu(modules[path])) for path in places.swiglus if type(modules.get(path)).__name__ == "SiLUActivation"]
+    if "geglu8" in chosen:
+        found += [(modules[path], _geglu(modules[path])) for path in places.geglus if isinstance(modules.get(path), comfy.ldm.modules.attention.GEGLU)]
     for module, forward in found:
         stack.enter_context(replaced_forward(module, forward))
     return len(found)
@@ -193,10 +197,9 @@ def _modulated_norm(module: nn.Module, model, reader: nn.Module | None, copied: 
 
         def modulated(shift: Tensor, one_and_scale: Tensor) -> Tensor:
             kept = x.clone() if copied and x.requires_grad else x
-            # Exact: the host has rounded 1 + scale, and from it 1 can be taken without another rounding in float32.
-            scale = one_and_scale.to(torch.promote_types(x.dtype, torch.float32)) - 1
             return kernels.norm_modulate(
-                kept, form.weight, form.bias, shift, scale, eps=_eps(form, x), centred=form.centred, codes_for=_codes_for(model, reader, x)
+                kept, form.weight, form.bias, shift, one_and_scale, eps=_eps(form, x), centred=form.centred, plus=0.0,
+                codes_for=_codes_for(model, reader, x),
             )
 
         return Norm(x, lambda: plain(x), modulated)
@@ -287,6 +290,23 @@ def _swiglu(module: nn.Module) -> Callable:
     def forward(x):
         x = settled(x)
         return kernels.swiglu(*x.chunk(2, dim=-1)) if _activates(x) else plain(x)
+
+    return forward
+
+
+def _geglu(module: nn.Module) -> Callable:
+    """The host's own: its projection, then a half of the columns times GELU of the other."""
+    plain = module.forward
+
+    def forward(x):
+        x = settled(x)
+        if not torch.is_grad_enabled():
+            return plain(x)
+        both = module.proj(x)
+        if _activates(both):
+            return kernels.geglu(both)
+        value, gate = both.chunk(2, dim=-1)
+        return value * nn.functional.gelu(gate)
 
     return forward
 

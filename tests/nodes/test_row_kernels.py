@@ -4,6 +4,7 @@ The operations are the kernels' torch references, which other tests hold the ker
 """
 
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ CALLED = {
     "sd3": {"norm_modulate": 1, "gated_residual": 1},
     "sdxl": {"norm_modulate": 3},
 }
+ACTIVATION = {"wan21": "gelu8", "flux": "gelu8", "sd3": "gelu8", "sdxl": "geglu8"}
 
 
 @pytest.fixture(scope="module", params=CALLED)
@@ -63,22 +65,19 @@ def test_a_step_through_the_kernels_is_the_hosts(prepared, called):
     assert unchanged(prepared.model.network, before)
 
 
+@pytest.mark.parametrize("prepared", ["wan21", "flux"], indirect=True)  # the two with every kind of place
 @pytest.mark.parametrize("keep", ["blocks", "attention", "products"])
 def test_what_blocks_keep_does_not_change_it(prepared, called, keep):
-    if prepared.tiny.family not in ("wan21", "flux"):
-        pytest.skip("the two with every kind of place stand for all")
     open_door(EXACT, CPU, launcher=object())
     whole = gradient(prepared)
     assert relative(gradient(prepared, keep), whole) < 1e-6
 
 
 def test_activations_kept_in_eight_bits(prepared, called):
-    if prepared.tiny.family == "sdxl":
-        pytest.skip("its activation is another")
-    exact = gradient(prepared)
-    open_door("gelu8=cuda,gelu8_backward=cuda", CPU, launcher=object())
+    exact, name = gradient(prepared), ACTIVATION[prepared.tiny.family]
+    open_door(f"{name}=cuda,{name}_backward=cuda", CPU, launcher=object())
     found = gradient(prepared)
-    assert called["gelu8"] >= 2 and called["gelu8_backward"] >= 1
+    assert called[name] >= 2 and called[f"{name}_backward"] >= 1
     assert 0 < relative(found, exact) < 2e-2
 
 
@@ -92,25 +91,36 @@ def test_nothing_is_called_unasked(prepared, called):
     assert called == {}  # outside of what is trained the host's own code runs
 
 
-def test_codes_are_made_by_the_norm_and_once_for_three(prepared, called):
-    """A base in fp8, every kernel chosen: a linear finds its input's codes made by the norm before it, or by its neighbour."""
+@contextmanager
+def packed_network(prepared, called):
+    """(a network whose base is in fp8, itself prepared) with every kernel chosen."""
     from pistachio.bridge.quantize import quantize_base
 
-    if prepared.tiny.family != "wan21":
-        pytest.skip("one family is enough")
-    exact = gradient(prepared)
     with torch.inference_mode():
         model, _ = quantize_base(prepared.tiny.model, "fp8-row")
     packed = Prepared(type(prepared.tiny)(**{name: getattr(prepared.tiny, name) for name in prepared.tiny.__slots__ if name != "model"}, model=model))
     open_door("cuda", CPU, launcher=object())
     called.clear()
     with packed.model.training(), packed.network() as network:
-        error = packed.errors().mean()
-        forward = dict(called)
-        network.gradients.zero_()
-        error.backward()
+        yield network, packed
+
+
+def test_a_base_in_eight_bits_under_every_kernel(prepared, called):
+    """Each norm before a linear in 8 bits writes that one's codes, where the block modulates at all."""
+    exact = gradient(prepared)
+    with packed_network(prepared, called) as (network, packed):
+        found = packed.gradient(network)
+    assert torch.nn.functional.cosine_similarity(found, exact, dim=0) >= 0.95
+    assert called["product_lora_fp8"] > called["quantise_rows"] > 0
+    assert (called.get("norm_modulate_codes", 0) > 0) == (prepared.tiny.family != "sdxl")
+
+
+@pytest.mark.parametrize("prepared", ["wan21"], indirect=True)  # whose linears are counted here
+def test_codes_are_made_by_the_norm_and_once_for_three(prepared, called):
+    """A linear finds its input's codes made by the norm before it, or by its neighbour."""
+    with packed_network(prepared, called) as (_, packed):
+        packed.errors()
     # A block's ten linears: q, k, v and the MLP's first read a norm's codes; k and v of the caption share theirs.
-    inside = sum(1 for name, _ in packed.model.blocks() for _ in range(10))
-    assert forward["norm_modulate_codes"] == 4 and forward["product_lora_fp8"] >= inside
-    assert forward["product_lora_fp8"] - forward["quantise_rows"] == 2 * (4 + 1)
-    assert torch.nn.functional.cosine_similarity(network.gradients, exact, dim=0) >= 0.95
+    inside = 10 * len(packed.model.blocks())
+    assert called["norm_modulate_codes"] == 4 and called["product_lora_fp8"] >= inside
+    assert called["product_lora_fp8"] - called["quantise_rows"] == 2 * (4 + 1)

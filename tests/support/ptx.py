@@ -83,9 +83,10 @@ class Interpreter:
         self.launched.append(entry)
         if grid[0] * grid[1] == 0:
             raise Fault(f"{entry}: a grid of {grid} is refused by the driver")
-        limit = dict(program.constants).get("THREADS", threads)
-        if threads != limit:
-            raise Fault(f"{entry}: {threads} threads, compiled for {limit}")
+        constants = dict(program.constants)
+        limit, most = constants.get("THREADS", threads), constants.get("MOST_THREADS", threads)
+        if threads != limit or threads > most or threads % 32:
+            raise Fault(f"{entry}: {threads} threads, compiled for {constants.get('THREADS') or most}")
         kernel = parsed(program, self.target)[entry]
         tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
         values = []
@@ -114,7 +115,7 @@ class Kernel:
             self.shared_bytes += int(size)
         self.shared_bytes = -(-self.shared_bytes // 128) * 128
         self.shared.update(dict.fromkeys(outside, self.shared_bytes))
-        body = re.sub(r"//[^\n]*|^\s*\.(reg|shared|pragma|loc)[^;]*;", "", body, flags=re.M)
+        body = re.sub(r"//[^\n]*|^\s*\.(reg|shared|pragma|loc)[^;]*;|^\s*[{}]\s*$", "", body, flags=re.M)
         for line in re.split(r";|(?<=:)\s", body):
             line = line.strip().strip("{}").strip() if not re.search(r"\{.*\}", line, re.S) else line.strip()
             if line.endswith(":"):
@@ -349,6 +350,10 @@ class Launch(MatrixInstructions):
         if kinds[0] == "e4m3x2":
             high, low = (_e4m3(np.broadcast_to(self.read(name, "f32"), len(self.lanes))) for name in operands[1:])
             self.write(operands[0], high.astype(np.uint16) << np.uint16(8) | low)
+            return
+        if kinds[0] == "bf16x2":
+            high, low = (_bf16(np.broadcast_to(self.read(name, "f32"), len(self.lanes))) for name in operands[1:])
+            self.write(operands[0], high.astype(np.uint32) << np.uint32(16) | low)
             return
         if kinds[0] == "bf16":
             self.write(operands[0], _bf16(self.read(operands[1], "f32")))

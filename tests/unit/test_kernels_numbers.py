@@ -88,6 +88,8 @@ def test_norm_and_modulation(dtype, cols, target, centred):
     dy = seeded(2, 5, cols, dtype=dtype, seed=5)
     check("norm_modulate_backward", dy, x, mean, rstd, weight, scale, centred, target=target)
     check("column_sums", dy, x, mean, rstd, weight, bias, target=target)
+    check("norm_modulate", x, weight, bias, shift, 1 + scale, 1e-6, centred, 0.0, target=target)  # the caller has added the one
+    check("norm_modulate_backward", dy, x, mean, rstd, weight, 1 + scale, centred, 0.0, target=target)
 
 
 def test_norm_without_modulation_and_many_tokens():
@@ -114,6 +116,8 @@ def test_activations_and_their_backwards(dtype, cols, target):
     check("gelu8_backward", dy, codes, scales, cols % 2 == 0, target=target)
     _, *kept = check("swiglu8", a, b, target=target)
     check("swiglu8_backward", dy, *kept, target=target)
+    _, *kept = check("geglu8", wide, target=target)
+    check("geglu8_backward", dy, *kept, target=target)
 
 
 @pytest.mark.parametrize("dtype, heads, width, whole_row", [(BF16, 3, 128, False), (BF16, 20, 128, True), (F32, 2, 24, True), (F16, 5, 8, False)])
@@ -131,7 +135,7 @@ def test_norm_and_rotary_embedding_in_place(dtype, heads, width, whole_row):
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("dtype, cols, group, target", [(BF16, 768, 256, "compute_90"), (F32, 192, 64, "compute_75"), (BF16, 48, 16, "compute_75"), (F16, 77, 0, "compute_90")])
+@pytest.mark.parametrize("dtype, cols, group, target", [(BF16, 768, 256, "compute_90"), (F32, 192, 64, "compute_75"), (BF16, 48, 16, "compute_75"), (F16, 77, 0, "compute_90"), (BF16, 2304, 256, "compute_80"), (BF16, 16640, 0, "compute_90")])
 def test_rows_to_codes_and_back(fp8, dtype, cols, group, target):
     x = seeded(2 * 7, cols, dtype=dtype)[::2] * torch.logspace(-6, 3, 7)[:, None].to(dtype)  # every second row
     x[3] = 0
@@ -177,6 +181,7 @@ def test_bytes_on_their_side(rows, cols):
     ("gated_residual", (None, torch.empty(0, 5, 16), torch.zeros(1, 16))),
     ("gelu8", (torch.empty(0, 16), True)),
     ("swiglu8", (torch.empty(0, 16), torch.empty(0, 16))),
+    ("geglu8", (torch.empty(0, 16),)),
     ("quantise_rows", (torch.empty(0, 256), None, True, 256)),
     ("rescale_rows", (torch.empty(0, 16, dtype=torch.int32), None, None, None, 0, F32)),
     ("transpose_bytes", (torch.empty(0, 16, dtype=torch.int8),)),

@@ -16,8 +16,10 @@ from .operators import define_operators
 define_operators()
 
 
-def norm_modulate(x: Tensor, weight=None, bias=None, shift=None, scale=None, *, eps: float, centred: bool, codes_for: tuple[bool, int] | None = None) -> Tensor:
-    """LayerNorm (`centred`) or RMSNorm of [B, T, C] with its frozen affine part, times (1 + scale), plus shift.
+def norm_modulate(
+    x: Tensor, weight=None, bias=None, shift=None, scale=None, *, eps: float, centred: bool, plus: float = 1.0, codes_for: tuple[bool, int] | None = None,
+) -> Tensor:
+    """LayerNorm (`centred`) or RMSNorm of [B, T, C] with its frozen affine part, times (plus + scale), plus shift.
 
     `codes_for`: (fp8, group) of the 8-bit product that takes the result next; where the door chose so, it finds its codes made.
     """
@@ -25,8 +27,8 @@ def norm_modulate(x: Tensor, weight=None, bias=None, shift=None, scale=None, *, 
     if frozen and door.implementation("norm_modulate") == "cuda":
         if door.implementation("norm_modulate_codes") != "cuda":
             codes_for = None
-        return norm.NormModulate.apply(x, weight, bias, shift, scale, eps, centred, codes_for)
-    return norm.reference(x, weight, bias, shift, scale, eps=eps, centred=centred)
+        return norm.NormModulate.apply(x, weight, bias, shift, scale, eps, centred, codes_for, plus)
+    return norm.reference(x, weight, bias, shift, scale, eps=eps, centred=centred, plus=plus)
 
 
 def gated_residual(x: Tensor, y: Tensor, gate_vector: Tensor) -> Tensor:
@@ -49,6 +51,13 @@ def swiglu(a: Tensor, b: Tensor) -> Tensor:
     return activation.swiglu_reference(a, b)
 
 
+def geglu(both: Tensor) -> Tensor:
+    """Of [..., 2 C]: the first half of the columns times GELU, by erf, of the second."""
+    if door_of(both.device).implementation("geglu8") == "cuda":
+        return activation.GeGlu8.apply(both)
+    return activation.geglu_reference(both)
+
+
 def rms_rope(x: Tensor, weight: Tensor, table: Tensor, *, eps: float, whole_row: bool) -> Tensor:
     """x [B, T, H, D] may be overwritten. The weight must pass `rope.safe_weight`, asked once a layer."""
     if door_of(x.device).implementation("rms_rope_") == "cuda" and not weight.requires_grad:
@@ -62,4 +71,4 @@ def forget_inputs() -> None:
     neighbours.forget()
 
 
-__all__ = ["Door", "door_of", "open_door", "shut_doors", "norm_modulate", "gated_residual", "gelu", "swiglu", "rms_rope", "forget_inputs"]
+__all__ = ["Door", "door_of", "open_door", "shut_doors", "norm_modulate", "gated_residual", "gelu", "swiglu", "geglu", "rms_rope", "forget_inputs"]

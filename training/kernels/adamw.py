@@ -64,7 +64,7 @@ def step_library(p, g, m, v, knobs, clip):
 def step_cuda(launcher, p, g, m, v, knobs, clip):
     _check_flat(p, g, m, v)
     if p.numel():
-        wanted = program("adamw", VECTOR=is_aligned(p, g, m, v), THREADS=THREADS)
+        wanted = program("adamw", VECTOR=is_aligned(p, g, m, v), THREADS=THREADS, CODES=0)
         launcher.launch(wanted, "adamw", (ceil_div(p.numel(), THREADS * WIDTH), 1), THREADS, (p, g, m, v, knobs, clip, long(p.numel())), p.device)
 
 
@@ -112,7 +112,7 @@ def step8_cuda(launcher, p, g, m, m_scale, v, v_scale, compensation, m_grid, v_g
         raise Unfit("codes that begin between two words")
     if p.numel():
         vector = p.numel() % WIDTH == 0 and all(t.data_ptr() % 16 == 0 for t in (p, g, compensation))
-        wanted = program("adamw", VECTOR=vector, THREADS=THREADS)
+        wanted = program("adamw", VECTOR=vector, THREADS=THREADS, CODES=1)
         launcher.launch(wanted, "adamw8", (ceil_div(p.numel(), THREADS * WIDTH), 1), THREADS, (
             p, g, m, m_scale, v, v_scale, compensation, m_grid, v_grid, knobs, clip, keys, long(p.numel()),
         ), p.device)

@@ -114,6 +114,11 @@ def _swiglu_backward(n, s):
     return n.normal(s.tokens, s.mlp), *keep(n.normal(s.tokens, s.mlp)), *keep(n.normal(s.tokens, s.mlp))
 
 
+def _geglu_backward(n, s):
+    codes, scales = zip(*(keep(n.normal(s.tokens, s.mlp)) for _ in range(2)))
+    return n.normal(s.tokens, s.mlp), torch.cat(codes, 1), torch.cat(scales, 1)
+
+
 def _knobs(n):
     return adamw.knobs(n.device, lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, step=3)
 
@@ -178,6 +183,8 @@ EXAMPLES = (
     Example(name="GELU backward from 8 bits", operation="gelu8_backward", arguments=_gelu_backward),
     Example(name="SwiGLU kept in 8 bits", operation="swiglu8", arguments=lambda n, s: (n.normal(s.tokens, s.mlp), n.normal(s.tokens, s.mlp))),
     Example(name="SwiGLU backward from 8 bits", operation="swiglu8_backward", arguments=_swiglu_backward),
+    Example(name="GEGLU kept in 8 bits", operation="geglu8", arguments=lambda n, s: (n.normal(s.tokens, 2 * s.mlp),)),
+    Example(name="GEGLU backward from 8 bits", operation="geglu8_backward", arguments=_geglu_backward),
     Example(name="RMSNorm + RoPE", operation="rms_rope_", arguments=_rope, writes=(0,)),
     Example(name="RMSNorm + RoPE backward", operation="rms_rope_backward", arguments=_rope_backward),
     Example(name="rows to int8, rotated", operation="quantise_rows", arguments=lambda n, s: (n.normal(s.tokens, s.width), None, False, 256)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .glue import Unfit, alike, by_columns, column_blocks, dtype_code, is_aligned, long, over_rows, steps, three, whole, wide
+from .glue import Unfit, alike, by_columns, column_blocks, dtype_code, is_aligned, over_rows, steps, three, whole, wide
 from .norm import _like, _over
 from .programs import program
 
@@ -37,7 +37,7 @@ def cuda(launcher, x, y, gate) -> Tensor:
     blocks, threads = column_blocks(cols)
     wanted = program("gate", DTYPE=dtype_code(y), MDTYPE=kind, VECTOR=is_aligned(x, y, gate, out), THREADS=threads)
     launcher.launch(wanted, "gated_residual", (batch * tokens, blocks), threads, (
-        x, *steps(x), y, *steps(y), gate, *steps(gate), out, whole(tokens), long(cols),
+        x, *steps(x), y, *steps(y), gate, *steps(gate), out, whole(tokens), whole(cols),
     ), y.device)
     return out
 

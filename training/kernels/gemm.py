@@ -6,15 +6,18 @@ Backward: a from dy with the weight's scales folded in, b the weight on its side
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from ..quantization.formats import rotate
-from .glue import Unfit, ceil_div, dtype_code, is_aligned, long, real, whole
+from .glue import Unfit, ceil_div, dtype_code, is_aligned, real, whole
 from .programs import Program, program
 from .rows import CODES, DIGITS
 
 THREADS, BLOCK_COLS, STEP_BYTES, STAGES = 256, 256, 64, 4
+MOST_ROWS = 2**31 - 256  # a row's number is 32 bits, with a block's rows beyond the last
 UNIT_BYTES = 16  # what a copy into shared memory moves; rows begin at one
 
 
@@ -37,8 +40,8 @@ def most_tiles(fp8: bool, major: int) -> int:
     return 2 if fp8 and major == 10 else 4
 
 
-def plan(*, tiles: int, out_code: int, vector: bool, fp8: bool, group: int) -> Program:
-    return program("gemm", DTYPE=out_code, VECTOR=vector, THREADS=THREADS, FORMAT=fp8, ROTATE=DIGITS[group], MT=tiles, STAGES=STAGES)
+def plan(*, tiles: int, out_code: int, vector: bool, fp8: bool) -> Program:
+    return program("gemm", DTYPE=out_code, VECTOR=vector, THREADS=THREADS, FORMAT=fp8, MT=tiles, STAGES=STAGES)
 
 
 def lora_torch(a, b, row_scale, col_scale, bias, t, u, alpha, group, dtype):
@@ -69,7 +72,7 @@ def lora_cuda(launcher, a, b, row_scale, col_scale, bias, t, u, alpha, group, dt
         raise Unfit("a rotation of e4m3 codes")
     if group not in DIGITS:
         raise Unfit(f"a rotation of groups of {group}")
-    if shared == 0 or ceil_div(cols, BLOCK_COLS) > 65535:
+    if shared == 0 or ceil_div(cols, BLOCK_COLS) > 65535 or rows > MOST_ROWS:
         raise Unfit(f"a product of {rows} x {shared} x {cols}")
     a, b = _rows_of_units(a, "codes"), _rows_of_units(b, "codes")
     if t is None or alpha == 0 or t.shape[1] == 0:
@@ -83,14 +86,19 @@ def lora_cuda(launcher, a, b, row_scale, col_scale, bias, t, u, alpha, group, dt
     col_scale = None if col_scale is None else col_scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
     tiles = tiles_for(rows, most_tiles(bool(fp8), torch.cuda.get_device_capability(out.device)[0]) if out.device.type == "cuda" else 4)
-    wanted = plan(tiles=tiles, out_code=dtype_code(out), vector=is_aligned(out, bias), fp8=bool(fp8), group=group)
-    no = long(0)
+    wanted = plan(tiles=tiles, out_code=dtype_code(out), vector=is_aligned(out, bias), fp8=bool(fp8))
     launcher.launch(wanted, "product_lora_fp8" if fp8 else "product_lora_int8", (ceil_div(rows, block_rows(tiles)), ceil_div(cols, BLOCK_COLS)), THREADS, (
-        a, long(a.stride(0)), b, long(b.stride(0)), row_scale, col_scale, bias, t, no if t is None else long(2 * t.stride(0)), u,
-        no if u is None else long(2 * u.stride(0)), out, long(rows), long(cols), whole(shared), whole(0 if t is None else 2 * t.shape[1]),
-        real(1 / alpha), real(alpha),
+        a, _row_bytes(a), b, _row_bytes(b), row_scale, col_scale, bias, t, _row_bytes(t), u, _row_bytes(u), out, whole(rows), whole(cols), whole(shared),
+        whole(0 if t is None else 2 * t.shape[1]), real(1 / alpha), real(alpha), whole(DIGITS[group]),
     ), out.device, shared_bytes=pool_bytes(tiles))
     return out
+
+
+def _row_bytes(matrix: Tensor | None) -> ctypes.c_int:
+    size_bytes = 0 if matrix is None else matrix.stride(0) * matrix.element_size()
+    if size_bytes >= 1 << 31:
+        raise Unfit(f"rows of {size_bytes} bytes")
+    return whole(size_bytes)
 
 
 def _rows_of_units(matrix: Tensor, what: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .programs import DTYPES
 
 MAX_COLUMNS = 16384  # four groups of eight for each of 512 threads: what a thread can hold
+MAX_CODED_COLUMNS = 24576  # three for each of 1024
 MAX_TOKENS = 2**31 - 1
 WIDTH = 8  # neighbours that a thread handles at once
 
@@ -34,11 +35,24 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def row_block(cols: int) -> tuple[int, int]:
-    """(threads, groups of eight a thread holds) for rows that a block keeps whole."""
+    """(threads, groups of eight a thread holds) for rows that a block keeps whole: as many threads as leave none without work."""
     if cols > MAX_COLUMNS:
         raise Unfit(f"rows of {cols} values (at most {MAX_COLUMNS})")
-    warps = min(8 if cols <= MAX_COLUMNS // 2 else 16, max(1, ceil_div(cols, 32 * WIDTH)))
-    return 32 * warps, ceil_div(max(cols, 1), 32 * warps * WIDTH)
+    chunks = 1 if cols <= 2048 else 2 if cols <= MAX_COLUMNS // 2 else 4
+    return warps_for(cols, chunks), chunks
+
+
+def code_block(cols: int) -> tuple[int, int, int]:
+    """(threads, the most that are compiled for, groups of eight a thread holds) for rows that become codes: one program for most widths."""
+    if cols > MAX_CODED_COLUMNS:
+        raise Unfit(f"rows of {cols} values (at most {MAX_CODED_COLUMNS})")
+    most, chunks = (256, 1) if cols <= 2048 else (1024, 2) if cols <= MAX_COLUMNS else (1024, 3)
+    return warps_for(cols, chunks), most, chunks
+
+
+def warps_for(cols: int, chunks: int) -> int:
+    """Threads, in whole warps."""
+    return 32 * max(1, ceil_div(cols, 32 * WIDTH * chunks))
 
 
 def column_blocks(cols: int, width: int = WIDTH) -> tuple[int, int]:

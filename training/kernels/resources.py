@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from . import gemm, nvrtc
-from .glue import MAX_COLUMNS, column_blocks, row_block
+from .activation import GEGLU, SWIGLU
+from .glue import MAX_COLUMNS, code_block, column_blocks, row_block
 from .programs import Program, program
 
 # `a`: with what Hopper and consumer Blackwell have alone. No source uses that, but it must compile for it.
@@ -31,6 +32,11 @@ def _rows(source: str, cols: int, **constants: int) -> Program:
     return program(source, DTYPE=BF16, VECTOR=1, THREADS=threads, CHUNKS=chunks, **constants)
 
 
+def _coded(cols: int, **constants: int) -> Program:
+    _, most, chunks = code_block(cols)
+    return program("quantise", DTYPE=BF16, VECTOR=1, MOST_THREADS=most, CHUNKS=chunks, **constants)
+
+
 def _columns(source: str, cols: int, **constants: int) -> Program:
     return program(source, VECTOR=1, THREADS=column_blocks(cols)[1], **constants)
 
@@ -38,28 +44,27 @@ def _columns(source: str, cols: int, **constants: int) -> Program:
 def programs(*, wide: bool = True) -> tuple[Program, ...]:
     """Every source. `wide`: with the rows of the models, and the widest that is taken, which need most registers; else narrow ones."""
     found = (
-        _rows("norm", 5120 if wide else 2048, MDTYPE=BF16, CENTRED=1),
+        _rows("norm", 5120 if wide else 2048, MDTYPE=BF16),
         program("columns", DTYPE=BF16, MDTYPE=BF16, VECTOR=0, THREADS=256),
         _columns("gate", 5120, DTYPE=BF16, MDTYPE=BF16),
-        _columns("activation", 13824, DTYPE=BF16, FORM=1),
-        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=128, WARPS=1, ROWS=4, CHUNKS=1),
-        _rows("quantise", 5120 if wide else 2048, FORMAT=0, ROTATE=4),
-        _columns("rescale", 5120, DTYPE=BF16, ROTATE=4, SOURCE=0),
+        *(_columns("activation", 13824, DTYPE=BF16, FORM=form) for form in (1, SWIGLU, GEGLU)),
+        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=128, WARPS=1, ROWS=4, CHUNKS=1, WIDTH=128),
+        _coded(5120 if wide else 2048, FORMAT=0),
+        _columns("rescale", 5120, DTYPE=BF16, SOURCE=0),
         program("transpose", THREADS=256, VECTOR=1),
-        program("adamw", THREADS=256, VECTOR=1),
-        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=False, group=256),
-        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=True, group=0),
+        *(program("adamw", THREADS=256, VECTOR=1, CODES=codes) for codes in (0, 1)),
+        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=False),
+        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=True),
     )
     if not wide:
         return found
     return found + (
-        gemm.plan(tiles=4, out_code=BF16, vector=True, fp8=False, group=0),
-        gemm.plan(tiles=2, out_code=BF16, vector=True, fp8=True, group=0),
-        _rows("norm", 5120, MDTYPE=BF16, CENTRED=1, FORMAT=0, ROTATE=4),
-        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=256, WARPS=8, ROWS=1, CHUNKS=3),
-        _rows("quantise", 5120, FORMAT=1, ROTATE=0),
-        _rows("norm", MAX_COLUMNS, MDTYPE=BF16, CENTRED=1),
-        _rows("quantise", MAX_COLUMNS, FORMAT=0, ROTATE=4),
+        gemm.plan(tiles=2, out_code=BF16, vector=True, fp8=True),
+        _rows("norm", 5120, MDTYPE=BF16, FORMAT=0),
+        program("rope", DTYPE=BF16, MDTYPE=BF16, VECTOR=1, THREADS=320, WARPS=10, ROWS=1, CHUNKS=2, WIDTH=128),
+        _coded(5120, FORMAT=1),
+        _columns("activation", 13824, DTYPE=BF16, FORM=0),
+        _rows("norm", MAX_COLUMNS, MDTYPE=BF16),
     )
 
 

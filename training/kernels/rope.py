@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .glue import WIDTH, Unfit, alike, ceil_div, dtype_code, is_aligned, long, real, whole, wide
+from .glue import MAX_TOKENS, WIDTH, Unfit, alike, ceil_div, dtype_code, is_aligned, long, real, row_block, whole, wide
 from .programs import program
 
 LEAST_WEIGHT = 1e-3  # of the largest: below it, rounding of the result is magnified too far
@@ -80,21 +80,23 @@ def _plan(launcher_dtype: Tensor, weight: Tensor, table: Tensor, whole_row: bool
     if any(tensor.stride(-1) != 1 for tensor in rowwise):
         raise Unfit("values of a head that are no neighbours")
     cols = heads * width if whole_row else width
-    warps = min(8, max(1, ceil_div(cols, 256)))
-    chunks = ceil_div(cols, warps * 256)
-    if chunks > 4:
+    if cols > 8192:
         raise Unfit(f"a norm over {cols} values")
+    threads_a_row, chunks = row_block(cols)
+    warps = threads_a_row // 32
     rows_a_block = 4 if warps == 1 else 1
     threads = 32 * warps * rows_a_block
     kind, (weight,) = alike(weight)
     wanted = program(
         "rope", DTYPE=dtype_code(launcher_dtype), MDTYPE=kind, VECTOR=is_aligned(*rowwise, weight), THREADS=threads, WARPS=warps,
-        ROWS=rows_a_block, CHUNKS=chunks,
+        ROWS=rows_a_block, CHUNKS=chunks, WIDTH=width,
     )
     groups = 1 if whole_row else heads
     rows = batch * tokens * groups
+    if rows > MAX_TOKENS:
+        raise Unfit(f"{rows} rows")
     table = table.expand(batch, tokens, *table.shape[2:])
-    sizes = (long(rows), whole(tokens), whole(groups), whole(heads if whole_row else 1), whole(width))
+    sizes = (whole(rows), whole(tokens), whole(groups), whole(heads if whole_row else 1))
     return wanted, (ceil_div(rows, rows_a_block), 1), threads, table, sizes
 
 

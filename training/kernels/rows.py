@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..quantization.formats import E4M3_MAX, INT8_MAX, rotate
-from .glue import Unfit, by_columns, ceil_div, column_blocks, dtype_code, is_aligned, long, row_block, wide
+from .glue import Unfit, by_columns, ceil_div, code_block, column_blocks, dtype_code, is_aligned, long, whole, wide
 from .programs import program
 
 DIGITS = {0: 0, 16: 2, 64: 3, 256: 4}  # base-four digits of a place within a group
@@ -54,11 +54,11 @@ def quantise_cuda(launcher, x, fold, fp8, group):
     if codes.numel() == 0:
         return codes, scales.zero_()
     rotated = digits(group, cols)
-    threads, chunks = row_block(cols)
-    wanted = program(
-        "quantise", DTYPE=dtype_code(x), VECTOR=is_aligned(x, fold, codes), THREADS=threads, CHUNKS=chunks, FORMAT=fp8, ROTATE=rotated
-    )
-    launcher.launch(wanted, "quantise_rows", (rows, 1), threads, (x, long(x.stride(0)), fold, codes, scales, long(cols)), x.device)
+    threads, most, chunks = code_block(cols)
+    wanted = program("quantise", DTYPE=dtype_code(x), VECTOR=is_aligned(x, fold, codes), MOST_THREADS=most, CHUNKS=chunks, FORMAT=fp8)
+    launcher.launch(wanted, "quantise_rows", (rows, 1), threads, (
+        x, long(x.stride(0)), fold, codes, scales, whole(cols), whole(rotated),
+    ), x.device)
     return codes, scales
 
 
@@ -91,10 +91,12 @@ def rescale_cuda(launcher, values, row_scale, col_scale, bias, group, dtype):
     bias = None if bias is None else bias.float()
     blocks, threads = column_blocks(cols)
     wanted = program(
-        "rescale", DTYPE=dtype_code(out), VECTOR=is_aligned(values, out, col_scale, bias), THREADS=threads, ROTATE=rotated,
+        "rescale", DTYPE=dtype_code(out), VECTOR=is_aligned(values, out, col_scale, bias), THREADS=threads,
         SOURCE=SOURCES[values.dtype],
     )
-    launcher.launch(wanted, "rescale_rows", (rows, blocks), threads, (values, row_scale, col_scale, bias, out, long(cols)), out.device)
+    launcher.launch(wanted, "rescale_rows", (rows, blocks), threads, (
+        values, row_scale, col_scale, bias, out, whole(cols), whole(rotated),
+    ), out.device)
     return out
 
 

@@ -14,7 +14,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from .activation import Gelu8, SwiGlu8, gelu_reference, swiglu_reference
+from .activation import GeGlu8, Gelu8, SwiGlu8, geglu_reference, gelu_reference, swiglu_reference
 from .door import Door
 from .examples import E4M3, EXAMPLES, SMALL, Example, Numbers, Sizes
 from .gate import GatedResidual
@@ -149,6 +149,7 @@ def gradient_errors() -> dict[str, Callable[[], tuple[float, float]]]:
         ), GRADIENT_BOUND),
         "GELU kept in 8 bits": lambda: (_gradient_error(lambda x: Gelu8.apply(x, True), (_leaf(n, 4, 128),), lambda x: gelu_reference(x, True)), KEPT_BOUND),
         "SwiGLU kept in 8 bits": lambda: (_gradient_error(SwiGlu8.apply, (_leaf(n, 4, 128), _leaf(n, 4, 128)), swiglu_reference), KEPT_BOUND),
+        "GEGLU kept in 8 bits": lambda: (_gradient_error(GeGlu8.apply, (_leaf(n, 4, 256),), geglu_reference), KEPT_BOUND),
         "LoRA linear": lambda: (lora(), GRADIENT_BOUND),
     }
 

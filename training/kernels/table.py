@@ -33,16 +33,16 @@ _LORA = dict(
 
 OPERATIONS: dict[str, Operation] = {
     "norm_modulate": Operation(
-        schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? shift, Tensor? scale, float eps, bool centred) -> (Tensor, Tensor, Tensor)",
+        schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? shift, Tensor? scale, float eps, bool centred, float plus=1.0) -> (Tensor, Tensor, Tensor)",
         torch=norm.forward_torch, meta=norm.forward_meta, cuda=norm.forward_cuda,
     ),
     "norm_modulate_codes": Operation(
-        schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? shift, Tensor? scale, float eps, bool centred, bool fp8, int group) "
+        schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? shift, Tensor? scale, float eps, bool centred, bool fp8, int group, float plus=1.0) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         torch=norm.codes_torch, meta=norm.codes_meta, cuda=norm.codes_cuda,
     ),
     "norm_modulate_backward": Operation(
-        schema="(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? scale, bool centred) -> Tensor",
+        schema="(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? scale, bool centred, float plus=1.0) -> Tensor",
         torch=norm.backward_torch, meta=norm.backward_meta, cuda=norm.backward_cuda,
     ),
     "column_sums": Operation(
@@ -67,6 +67,13 @@ OPERATIONS: dict[str, Operation] = {
     "swiglu8_backward": Operation(
         schema="(Tensor dy, Tensor a_codes, Tensor a_scales, Tensor b_codes, Tensor b_scales) -> (Tensor, Tensor)",
         torch=activation.swiglu_backward_torch, meta=activation.swiglu_backward_meta, cuda=activation.swiglu_backward_cuda,
+    ),
+    "geglu8": Operation(
+        schema="(Tensor both) -> (Tensor, Tensor, Tensor)", torch=activation.geglu_torch, meta=activation.geglu_meta, cuda=activation.geglu_cuda,
+    ),
+    "geglu8_backward": Operation(
+        schema="(Tensor dy, Tensor codes, Tensor scales) -> Tensor",
+        torch=activation.geglu_backward_torch, meta=activation.geglu_backward_meta, cuda=activation.geglu_backward_cuda,
     ),
     "rms_rope_": Operation(
         schema="(Tensor(a!) x, Tensor weight, Tensor table, float eps, bool whole_row) -> Tensor",

@@ -1,4 +1,4 @@
-// AdamW over one flat buffer in one launch: with float32 moments, and with 8-bit moments and Kahan compensation.
+// AdamW over one flat buffer in one launch: with float32 moments, or (CODES) with 8-bit moments and Kahan compensation.
 //
 // `knobs` lies on the card, so that a captured graph follows the schedule: learning rate, beta1, beta2, eps, weight decay,
 // 1 - beta1^step, 1 - beta2^step. `clip` is one factor for the gradient, or null.
@@ -14,6 +14,7 @@ __device__ __forceinline__ float root(float x) {
     return y;
 }
 
+#if !CODES
 KERNEL adamw(float* p, const float* g, float* m, float* v, const float* knobs, const float* clip, i64 count) {
     KNOBS
     i64 at = ((i64)blockIdx.x * THREADS + threadIdx.x) * 8;
@@ -36,6 +37,7 @@ KERNEL adamw(float* p, const float* g, float* m, float* v, const float* knobs, c
     store8((f32*)v, at, count, square);
 }
 
+#else
 __device__ __forceinline__ float chance(u32 index, u32 key) {
     u32 h = index ^ key;
     h ^= h >> 16; h *= 0x7feb352du;
@@ -44,35 +46,32 @@ __device__ __forceinline__ float chance(u32 index, u32 key) {
     return (h >> 8) * 5.9604644775390625e-8f;  // 24 bits: [0, 1)
 }
 
-// The last code whose value is not above `x`, at most 254.
-__device__ __forceinline__ int code_below(const float* grid, float x) {
-    int low = 0;
-#pragma unroll 1
-    for (int step = 128; step; step >>= 1)
-        if (low + step <= 254 && grid[low + step] <= x) low += step;
-    return low;
-}
-
 // To codes of 256 neighbours, a warp's eight each, rounded up or down at random in proportion.
 __device__ __forceinline__ void encode(const float (&x)[8], const float* grid, u8* codes, float* scale, i64 at, u32 key, bool positive) {
-    float largest = 0.f;
-    u8 code[8];
+    float largest = 0.f, unit[8];
+    int below[8];
+    u32 code[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(x[i]));
     largest = warp_max(largest);
     float up = 1.f / fmaxf(largest, 1.1754944e-38f);
 #pragma unroll
+    for (int i = 0; i < 8; ++i) unit[i] = x[i] * up, below[i] = 0;
+    // The last code whose value is not above, for all eight side by side.
+#pragma unroll 1
+    for (int step = 128; step; step >>= 1)
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            if (grid[below[i] + step] <= unit[i]) below[i] += step;
+#pragma unroll
     for (int i = 0; i < 8; ++i) {
-        float unit = x[i] * up;
-        int below = code_below(grid, unit);
-        float gap = fmaxf(grid[below + 1] - grid[below], 1.1754944e-38f);
-        int chosen = below + (unit - grid[below] > chance((u32)(at + i), key) * gap ? 1 : 0);
+        int low = min(below[i], 254);  // of the last two the first
+        float gap = fmaxf(grid[low + 1] - grid[low], 1.1754944e-38f);
+        int chosen = low + (unit[i] - grid[low] > chance((u32)(at + i), key) * gap ? 1 : 0);
         // A second moment of zero would make a step of any size.
-        code[i] = (u8)(positive && unit > 0.f && chosen < 1 ? 1 : chosen);
+        code[i] = positive && unit[i] > 0.f && chosen < 1 ? 1 : chosen;
     }
-    uint2 raw;
-    raw.x = code[0] | (u32)code[1] << 8 | (u32)code[2] << 16 | (u32)code[3] << 24;
-    raw.y = code[4] | (u32)code[5] << 8 | (u32)code[6] << 16 | (u32)code[7] << 24;
+    uint2 raw = make_uint2(pack4(code[0], code[1], code[2], code[3]), pack4(code[4], code[5], code[6], code[7]));
     *reinterpret_cast<uint2*>(codes + at) = raw;
     if ((threadIdx.x & 31) == 0) *scale = largest;
 }
@@ -87,7 +86,7 @@ __device__ __forceinline__ void decode(const u8* codes, const float* grid, float
 }
 
 // Codes are padded to whole groups of 256; weights, gradient and compensation are not.
-KERNEL adamw8(float* p, const float* g, u8* m, float* m_scale, u8* v, float* v_scale, bf16* compensation, const float* m_grid,
+extern "C" __global__ void __launch_bounds__(THREADS) adamw8(float* p, const float* g, u8* m, float* m_scale, u8* v, float* v_scale, bf16* compensation, const float* m_grid,
               const float* v_grid, const float* knobs, const float* clip, const u32* keys, i64 count) {
     __shared__ float grids[2][256];
     for (int i = threadIdx.x; i < 256; i += THREADS) {
@@ -117,6 +116,12 @@ KERNEL adamw8(float* p, const float* g, u8* m, float* m_scale, u8* v, float* v_s
     }
     store8((f32*)p, at, count, weight);
     store8(compensation, at, count, lost);
-    encode(mean, grids[0], m, m_scale + group, at, keys[0], false);
-    encode(square, grids[1], v, v_scale + group, at, keys[1], true);
+    // One after the other through the same instructions.
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+        encode(mean, grids[which], which ? v : m, (which ? v_scale : m_scale) + group, at, keys[which], which);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) mean[i] = square[i];
+    }
 }
+#endif

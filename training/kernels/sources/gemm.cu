@@ -1,9 +1,11 @@
 // An 8-bit matrix product with its scales, a low-rank part, a rotation and a bias in one pass: 32-bit sums never leave the chip.
 //
 // out = rotate(a b^T row_scale col_scale up + t u^T) alpha + bias; a [rows, shared] and b [cols, shared] are codes, t [rows, rank]
-// and u [cols, rank] bfloat16. FORMAT: 0 int8, 1 e4m3. A block of 256 threads makes 32 MT x 256 results; a warp 16 MT x 64 of
-// them. Operands go through STAGES slots of shared memory, 64 bytes of every row each; the low-rank part is the last of these
-// steps, with another instruction. Needs compute capability 8.0, and 8.9 for e4m3.
+// and u [cols, rank] bfloat16. FORMAT: 0 int8, 1 e4m3; `digits`: of the rotation, 0 for none. A block of 256 threads makes
+// 32 MT x 256 results; a warp 16 MT x 64 of them. Operands go through STAGES slots of shared memory, 64 bytes of every row
+// each: row r's sixteen bytes c lie at 64 r + 16 (c ^ (r / 2 & 3)), so that eight rows at one c fall into eight different
+// sixteenths of a bank line. The low-rank part is the last of these steps, with another instruction. Needs compute capability
+// 8.0, and 8.9 for e4m3.
 
 #define NT 8
 #define BM (2 * MT * 16)
@@ -13,9 +15,6 @@
 #define PITCH (BN + 8)  // floats: rows of the epilogue's tile begin in different banks
 
 extern __shared__ __align__(128) u8 pool[];
-
-// Sixteen bytes each: eight rows at one chunk fall into eight different sixteenths of a bank line.
-__device__ __forceinline__ u32 place(int row, int chunk) { return row * STEP + ((chunk ^ (row >> 1 & 3)) << 4); }
 
 __device__ __forceinline__ void copy16(u32 to, const u8* from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -41,35 +40,40 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const u32 (&a)[4], c
 #endif
 }
 
-// `bytes` of each of ROWS rows from `first`, from byte `at` on; zeros beyond the matrix. Rows begin at sixteen bytes.
+// threadIdx.x, which is asked for again in e4m3: what depends on it would take the registers of a step's end.
+__device__ __forceinline__ int own_thread() {
+#if FORMAT == 1
+    u32 thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+#else
+    return threadIdx.x;
+#endif
+}
+
+// A thread's sixteen bytes of every 64th of ROWS rows from `first`, of the matrix whose rows it is given at `data`. Beyond the
+// last row that one is read again: what comes of it is never written.
 template <int ROWS>
-__device__ __forceinline__ void fill(u32 slot, const u8* data, i64 row_bytes, i64 first, i64 rows, int at, int bytes) {
+__device__ __forceinline__ void fill(u32 slot, const u8* data, int row_bytes, int first, int last, int bytes) {
 #pragma unroll
-    for (int turn = 0; turn < (ROWS * 4 + THREADS - 1) / THREADS; ++turn) {
-        int index = turn * THREADS + threadIdx.x, row = index >> 2, chunk = index & 3, from = at + chunk * 16;
-        if (ROWS * 4 % THREADS && row >= ROWS) break;
-        i64 near = min(first + row, rows - 1);  // an address inside the matrix, where nothing is read too
-        copy16(slot + place(row, chunk), data + near * row_bytes + min(from, (bytes - 1) & ~15), first + row < rows ? max(0, min(16, bytes - from)) : 0);
+    for (int turn = 0; turn < (ROWS + 63) / 64; ++turn) {
+        if (ROWS % 64 && threadIdx.x >= ROWS * 4) break;
+        copy16(slot + turn * 64 * STEP, data + (i64)min(first + turn * 64, last) * row_bytes, bytes);
     }
 }
 
-// One slot's part of the product: both operands have the same bytes to a fragment in either type.
+// One slot's part of the product: both operands have the same bytes to a fragment in either type. `a_at` and `b_at`: of the
+// lane's first fragments; the slot's other half is 32 bytes away.
 template <bool EIGHT_BITS, typename Sum>
-__device__ __forceinline__ void multiply(u32 slot, Sum (&sum)[MT][NT][4], int down, int across, int lane) {
-#if FORMAT == 1
-#pragma unroll 1  // else it spills
-#else
-#pragma unroll
-#endif
+__device__ __forceinline__ void multiply(u32 a_at, u32 b_at, Sum (&sum)[MT][NT][4]) {
+    constexpr int AT_ONCE = EIGHT_BITS && FORMAT == 0 ? 2 : 1;  // of two: in e4m3 both would spill, the low-rank part has few
+#pragma unroll (AT_ONCE)
     for (int half = 0; half < 2; ++half) {
-        u32 a[MT][4], b[NT][2];
+        u32 a[MT][4], b[NT][2], other = half * 32;
 #pragma unroll
-        for (int i = 0; i < MT; ++i)
-            fragments(slot + place((down * MT + i) * 16 + (lane & 15), half * 2 + (lane >> 4)), a[i][0], a[i][1], a[i][2], a[i][3]);
+        for (int i = 0; i < MT; ++i) fragments((a_at ^ other) + i * 16 * STEP, a[i][0], a[i][1], a[i][2], a[i][3]);
 #pragma unroll
-        for (int j = 0; j < NT; j += 2)
-            fragments(slot + BM * STEP + place((across * NT + j) * 8 + (lane & 7) + (lane >> 4) * 8, half * 2 + (lane >> 3 & 1)),
-                      b[j][0], b[j][1], b[j + 1][0], b[j + 1][1]);
+        for (int j = 0; j < NT; j += 2) fragments((b_at ^ other) + j * 8 * STEP, b[j][0], b[j][1], b[j + 1][0], b[j + 1][1]);
 #pragma unroll
         for (int i = 0; i < MT; ++i)
 #pragma unroll
@@ -90,21 +94,33 @@ __device__ __forceinline__ void multiply(u32 slot, Sum (&sum)[MT][NT][4], int do
 #define PRODUCT_LORA product_lora_fp8
 #endif
 
-KERNEL PRODUCT_LORA(const u8* a, i64 a_row, const u8* b, i64 b_row, const float* row_scale, const float* col_scale, const float* bias,
-                    const u8* t, i64 t_row, const u8* u, i64 u_row, T* out, i64 rows, i64 cols, int shared, int rank_bytes, float up, float alpha) {
-    i64 top = (i64)blockIdx.x * BM, left = (i64)blockIdx.y * BN;
+// Left to itself the assembler gives the smallest block 64 registers, and spills.
+#if MT == 1
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#else
+KERNEL
+#endif
+PRODUCT_LORA(const u8* a, int a_row, const u8* b, int b_row, const float* row_scale, const float* col_scale, const float* bias,
+             const u8* t, int t_row, const u8* u, int u_row, T* out, int rows, int cols, int shared, int rank_bytes, float up, float alpha,
+             int digits) {
+    int top = blockIdx.x * BM, left = blockIdx.y * BN;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, down = warp & 1, across = warp >> 1;
     int steps = (shared + STEP - 1) / STEP, all = steps + (rank_bytes + STEP - 1) / STEP;
     u32 base = (u32)__cvta_generic_to_shared(pool);
+    // Of a slot: where this thread's fragments begin.
+    int turned = lane >> 1 & 3;
+    u32 a_at = base + (down * MT * 16 + (lane & 15)) * STEP + ((lane >> 4 ^ turned) << 4);
+    u32 b_at = base + (BM + across * NT * 8 + (lane & 7) + (lane >> 4) * 8) * STEP + (((lane >> 3 & 1) ^ turned) << 4);
 
     auto begin = [&](int step) {
-        u32 slot = base + step % STAGES * SLOT_BYTES;
-        if (step < steps) {
-            fill<BM>(slot, a, a_row, top, rows, step * STEP, shared);
-            fill<BN>(slot + BM * STEP, b, b_row, left, cols, step * STEP, shared);
-        } else if (step < all) {
-            fill<BM>(slot, t, t_row, top, rows, (step - steps) * STEP, rank_bytes);
-            fill<BN>(slot + BM * STEP, u, u_row, left, cols, (step - steps) * STEP, rank_bytes);
+        int thread = own_thread(), copied = thread >> 2, chunk = (thread & 3) * 16;
+        bool first = step < steps;  // the product; else the low-rank part
+        int bytes = first ? shared : rank_bytes, from = (first ? step : step - steps) * STEP + chunk;
+        if (step < all) {
+            u32 slot = base + step % STAGES * SLOT_BYTES + copied * STEP + (chunk ^ (copied >> 1 & 3) << 4);
+            int inside = min(from, (bytes - 1) & ~15), given = max(0, min(16, bytes - from));  // an address inside the row, where nothing is read too
+            fill<BM>(slot, (first ? a : t) + inside, first ? a_row : t_row, top + copied, rows - 1, given);
+            fill<BN>(slot + BM * STEP, (first ? b : u) + inside, first ? b_row : u_row, left + copied, cols - 1, given);
         }
         close_group();  // an empty one too: their number says which is the oldest
     };
@@ -113,10 +129,10 @@ KERNEL PRODUCT_LORA(const u8* a, i64 a_row, const u8* b, i64 b_row, const float*
         wait_for_oldest();
         __syncthreads();
         begin(step + STAGES - 1);
-        return base + step % STAGES * SLOT_BYTES;
+        return (u32)(step % STAGES * SLOT_BYTES);
     };
 
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < STAGES - 1; ++step) begin(step);
 #if FORMAT == 0
     int sum[MT][NT][4] = {};
@@ -126,13 +142,16 @@ KERNEL PRODUCT_LORA(const u8* a, i64 a_row, const u8* b, i64 b_row, const float*
     auto& value = sum;
 #endif
     int step = 0;
-    for (; step < steps; ++step) multiply<true>(turn(step), sum, down, across, lane);
+    for (; step < steps; ++step) {
+        u32 slot = turn(step);
+        multiply<true>(a_at + slot, b_at + slot, sum);
+    }
 
     // Thread: rows lane / 4 and 8 below it, two columns from 2 (lane % 4), of every 16 x 8.
     int own_row = lane >> 2, own_col = (lane & 3) * 2;
 #pragma unroll
     for (int i = 0; i < MT; ++i) {
-        i64 row = top + (down * MT + i) * 16 + own_row;
+        int row = top + (down * MT + i) * 16 + own_row;
         float high = (row < rows ? row_scale[row] : 0.f) * up, low = (row + 8 < rows ? row_scale[row + 8] : 0.f) * up;
 #pragma unroll
         for (int j = 0; j < NT; ++j)
@@ -144,7 +163,7 @@ KERNEL PRODUCT_LORA(const u8* a, i64 a_row, const u8* b, i64 b_row, const float*
         for (int j = 0; j < NT; ++j)
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                i64 col = left + (across * NT + j) * 8 + own_col + k;
+                int col = left + (across * NT + j) * 8 + own_col + k;
                 float scale = col < cols ? col_scale[col] : 0.f;
 #pragma unroll
                 for (int i = 0; i < MT; ++i) {
@@ -153,32 +172,36 @@ KERNEL PRODUCT_LORA(const u8* a, i64 a_row, const u8* b, i64 b_row, const float*
                 }
             }
     }
-    for (; step < all; ++step) multiply<false>(turn(step), value, down, across, lane);
+    for (; step < all; ++step) {
+        u32 slot = turn(step);
+        multiply<false>(a_at + slot, b_at + slot, value);
+    }
 
     // 32 rows at a time through shared memory, so that a warp holds a whole row: for the rotation, and for long writes.
     float* tile = reinterpret_cast<float*>(pool);
-#pragma unroll
-    for (int i = 0; i < MT; ++i) {
+#pragma unroll 1
+    for (int round = 0; round < MT; ++round) {
         __syncthreads();
 #pragma unroll
-        for (int j = 0; j < NT; ++j)
+        for (int i = 0; i < MT; ++i) {
+            if (i != round) continue;  // registers have no index
 #pragma unroll
-            for (int k = 0; k < 4; k += 2) {
-                float* to = tile + (down * 16 + own_row + k * 4) * PITCH + (across * NT + j) * 8 + own_col;
-                *reinterpret_cast<float2*>(to) = make_float2(value[i][j][k], value[i][j][k + 1]);
-            }
+            for (int j = 0; j < NT; ++j)
+#pragma unroll
+                for (int k = 0; k < 4; k += 2) {
+                    float* to = tile + (down * 16 + own_row + k * 4) * PITCH + (across * NT + j) * 8 + own_col;
+                    *reinterpret_cast<float2*>(to) = make_float2(value[i][j][k], value[i][j][k + 1]);
+                }
+        }
         __syncthreads();
 #pragma unroll 1
         for (int turn = 0; turn < 4; ++turn) {
-            int from = turn * 8 + warp;
-            i64 row = top + ((from >> 4) * MT + i) * 16 + (from & 15);
+            int from = turn * 8 + warp, row = top + ((from >> 4) * MT + round) * 16 + (from & 15);
             if (row >= rows) continue;  // for the whole warp
             float v[8], more[8];
             float4 low = *reinterpret_cast<const float4*>(tile + from * PITCH + lane * 8), high = *reinterpret_cast<const float4*>(tile + from * PITCH + lane * 8 + 4);
             v[0] = low.x; v[1] = low.y; v[2] = low.z; v[3] = low.w; v[4] = high.x; v[5] = high.y; v[6] = high.z; v[7] = high.w;
-#if ROTATE
-            rotate(v);
-#endif
+            if (digits) rotate(v, digits);
 #pragma unroll
             for (int c = 0; c < 8; ++c) v[c] *= alpha;
             if (bias) {
@@ -186,7 +209,7 @@ KERNEL PRODUCT_LORA(const u8* a, i64 a_row, const u8* b, i64 b_row, const float*
 #pragma unroll
                 for (int c = 0; c < 8; ++c) v[c] += more[c];
             }
-            store8(out + row * cols, left + lane * 8, cols, v);
+            store8(out + (i64)row * cols, left + lane * 8, cols, v);
         }
     }
 }
