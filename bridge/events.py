@@ -123,7 +123,9 @@ class RunEvents:
         if kind == "phase":
             self.phase = row["phase"]
         elif kind == "finished":
-            payload |= {key: row["report"][key] for key in ("chosen_step", "verdict", "verdict_message", "eval_delta_pct", "tied_range") if key in row.get("report", {})}
+            report = row.get("report", {})
+            payload |= {key: report[key] for key in ("chosen_step", "verdict", "verdict_message", "eval_delta_pct", "tied_range") if key in report}
+            payload["is_refit"] = "refit" in report
         elif kind == "sample":
             payload["pictures"] = shown_pictures(self.folder, row["pictures"])
         self._send(kind, payload, now)

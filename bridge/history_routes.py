@@ -58,7 +58,7 @@ def history(run: Run) -> dict:
     return finite(answer | {
         "name": run.name, "status": status, "live": live, "num_steps": config.get("settings", {}).get("num_steps", 0),
         "chosen_step": report.get("chosen_step") if is_finished else None, "verdict": report.get("verdict", "") if is_finished else "",
-        "verdict_message": report.get("verdict_message") if is_finished else None,
+        "verdict_message": report.get("verdict_message") if is_finished else None, "is_refit": "refit" in report,
         "tied_range": report.get("tied_range") if is_finished else None, "memory": live["memory"] if live else _measured(plan),
     })
 

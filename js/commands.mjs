@@ -67,7 +67,7 @@ async function continueNewest() {
   const node = nodesOnCanvas().find(({ type }) => type === TRAIN);
   if (!node) return toast("info", say("commands.no_train_node"));
   const named = node.widgets?.find(({ name }) => name === "run_name")?.value;
-  const finished = (/** @type {RunSummary} */ { status }) => status === "finished";
+  const finished = (/** @type {RunSummary} */ { status, is_refit: isRefit }) => status === "finished" && !isRefit;
   const run = (await newestRun((one) => finished(one) && one.name === named)) ?? (await newestRun(finished));
   if (!run) return toast("info", say("commands.no_finished"));
   await continueFurther(node, { run: run.name, step: run.step, numSteps: run.num_steps });

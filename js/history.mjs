@@ -44,6 +44,7 @@ const SPEED_SMOOTHING = 0.1; // share of the latest step
  * @property {string} note in the user's language, as the verdict is
  * @property {string} verdict
  * @property {number | null} chosenStep
+ * @property {boolean} isRefit trained on all pictures, as long as another run chose: it goes on no further
  * @property {[number, number] | null} tied first and last step that are as good as the chosen one
  * @property {{step: number, percent: number}[]} trained change of the loss on training pictures, in the same unit
  * @property {number | null} secondsPerStep smoothed
@@ -58,7 +59,7 @@ const SPEED_SMOOTHING = 0.1; // share of the latest step
 export function emptyHistory(run) {
   return {
     run, status: "new", step: 0, numSteps: 0, secondsLeft: null, training: new Trace(), evaluations: [], samples: [], note: "", verdict: "",
-    chosenStep: null, tied: null, trained: [], secondsPerStep: null, phase: "", memory: null, sitting: null, sequence: 0, revision: 0,
+    chosenStep: null, isRefit: false, tied: null, trained: [], secondsPerStep: null, phase: "", memory: null, sitting: null, sequence: 0, revision: 0,
   };
 }
 
@@ -91,6 +92,7 @@ export function fromServer(answer) {
   const isFinished = answer.status === "finished";
   history.status = answer.status;
   history.chosenStep = isFinished ? answer.chosen_step : null;
+  history.isRefit = Boolean(answer.is_refit);
   history.verdict = isFinished ? translated(answer.verdict ?? "", answer.verdict_message) : "";
   history.tied = isFinished ? answer.tied_range ?? answer.report?.tied_range ?? null : null;
   return history;
@@ -114,6 +116,7 @@ export function addRow(history, row) {
     history.secondsLeft = null;
     history.verdict = translated(row.verdict ?? "", row.verdict_message);
     history.chosenStep = row.chosen_step ?? null;
+    history.isRefit = Boolean(row.is_refit);
     history.tied = row.tied_range ?? null;
     history.phase = "";
     // What it takes now is no news any more; how far the plan was right stays.

@@ -238,7 +238,8 @@ export class Panel {
     const actions = /** @type {HTMLButtonElement[]} */ ([...this.actions.children]);
     const further = furtherSteps(history);
     for (const button of actions) {
-      toggle(button, "hidden", !ACTIONS.some(([action, , , states]) => action === button.dataset.action && states.includes(history.status)));
+      const isHere = ACTIONS.some(([action, , , states]) => action === button.dataset.action && states.includes(history.status));
+      toggle(button, "hidden", !isHere || (button.dataset.action === "continue" && history.isRefit));
       if (button.dataset.action !== "continue") continue;
       write(button, further.isPlanned ? say("panel.continue.planned", { steps: String(further.steps) }) : say("panel.continue"));
       button.title = say(further.isPlanned ? "panel.continue.planned.title" : "panel.continue.title");

@@ -18,6 +18,7 @@ import { say, sayNumber, spoken, translated } from "./words.mjs";
  * @property {number} num_steps
  * @property {number} step
  * @property {number | null} chosen_step
+ * @property {boolean} [is_refit] trained on all pictures, as long as another run chose: it goes on no further
  * @property {number | null} override_step that a person took instead
  * @property {number[]} checkpoints
  * @property {string | null} verdict in English

@@ -24,7 +24,7 @@ EVALUATION_MARK, SAMPLE_MARK, ERRORS_MARK = b'"kind": "eval"', b'"kind": "sample
 SAME_ERROR = 1e-6  # relative; two sums of the same numbers in another order differ by less
 
 _UNREADABLE = {
-    "family": "", "base_file": "", "override_step": None, "trigger": "", "num_pictures": 0, "num_steps": 0, "step": 0, "chosen_step": None, "last_step": None, "state": "unreadable",
+    "family": "", "base_file": "", "is_refit": False, "override_step": None, "trigger": "", "num_pictures": 0, "num_steps": 0, "step": 0, "chosen_step": None, "last_step": None, "state": "unreadable",
     "checkpoints": [], "eval_delta_pct": None, "sparkline": [], "created": None, "size_bytes": 0, "status": "unreadable",
 }
 _kept: dict[Path, tuple[tuple, dict]] = {}
@@ -80,6 +80,7 @@ def _read(run: Run) -> dict:
         "override_step": (report.get("override") or {}).get("step"),
         "verdict": report.get("verdict"),
         "verdict_message": report.get("verdict_message"),
+        "is_refit": "refit" in report,
         "eval_delta_pct": report.get("eval_delta_pct"),
         "sparkline": thinned(curve, SPARKLINE_POINTS),
         "created": report.get("created"),

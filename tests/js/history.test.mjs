@@ -159,6 +159,13 @@ test("samples are rows of one prompt and seed over the steps", () => {
   assert.equal(partnerOf(rows[1], 0), 0, "a picture that is alone is held against itself");
 });
 
+test("what a run on all pictures is, an event and the server's answer both say", () => {
+  const live = emptyHistory("a-all");
+  addRow(live, { kind: "finished", step: 30, num_steps: 100, is_refit: true });
+  assert.ok(live.isRefit && fromServer({ name: "a-all", status: "finished", is_refit: true }).isRefit);
+  assert.ok(!fromServer({ name: "a", status: "finished" }).isRefit);
+});
+
 test("a run that was stopped goes on to its planned end, another one by half", () => {
   assert.deepEqual(furtherSteps({ step: 400, numSteps: 2000 }), { isPlanned: true, steps: 2000 });
   assert.deepEqual(furtherSteps({ step: 2000, numSteps: 2000 }), { isPlanned: false, steps: 3000 });
