@@ -18,6 +18,7 @@ from . import nvrtc
 from .glue import Unfit
 from .launch import CudaLauncher, DriverError, Launcher
 from .nvrtc import CompileFailed, CompilerMissing
+from .programs import target_of
 from .table import OPERATIONS
 
 logger = logging.getLogger("pistachio")
@@ -144,13 +145,14 @@ def _why_no_cuda(device: torch.device) -> str:
     if torch.version.hip:
         return "needs an NVIDIA card; this torch is for AMD's"
     try:
-        known, (major, minor) = nvrtc.architectures(), torch.cuda.get_device_capability(device)
+        (major, minor), version = torch.cuda.get_device_capability(device), ".".join(map(str, nvrtc.version()))
+        target = target_of(major, minor)
     except (CompilerMissing, CompileFailed, DriverError) as error:
         return str(error)
     if (major, minor) < (7, 5):
         return f"the card is too old (compute capability {major}.{minor}, at least 7.5 is needed)"
-    if 10 * major + minor not in known:
-        return f"the compiler that torch ships (NVRTC {'.'.join(map(str, nvrtc.version()))}) doesn't know the card (compute capability {major}.{minor})"
+    if target is None:
+        return f"the compiler that torch ships (NVRTC {version}) doesn't know the card (compute capability {major}.{minor})"
     return ""
 
 

@@ -20,13 +20,18 @@ def define_operators() -> None:
     for name, operation in OPERATIONS.items():
         library.define(f"{name}{operation.schema}")
         for key in ("CPU", "CUDA"):
-            library.impl(name, _through_the_door(name), key)
+            library.impl(name, _through_the_door(name, operation.schema), key)
         library.impl(name, operation.meta, "Meta")
 
 
-def _through_the_door(name: str):
+def _through_the_door(name: str, schema: str):
+    written = [place for place, word in enumerate(schema.split(" -> ")[0].split(",")) if "!)" in word]
+
     def call(*arguments):
         device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
-        return door_of(device).call(name, *arguments)
+        results = door_of(device).call(name, *arguments)
+        if written:  # a kernel writes behind torch's back: what autograd has saved of these would pass for unchanged
+            torch.autograd.graph.increment_version([arguments[place] for place in written])
+        return results
 
     return call

@@ -49,9 +49,12 @@ def source_text(name: str) -> str:
     return (SOURCES / f"{name}.cu").read_text(encoding="utf-8")
 
 
-def target_of(major: int, minor: int) -> str:
-    """The target for a card: what is of one architecture alone (Hopper's `a`) is not used, so none is needed."""
-    return f"sm_{major}{minor}"
+def target_of(major: int, minor: int) -> str | None:
+    """What to compile for a card: itself, or the nearest before it of its generation, whose code it runs too. None: the compiler knows neither.
+
+    What is of one architecture alone (Hopper's `a`) is not used, so it is not needed."""
+    fitting = [known for known in nvrtc.architectures() if known // 10 == major and known % 10 <= minor]
+    return f"sm_{max(fitting)}" if fitting else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

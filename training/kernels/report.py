@@ -12,6 +12,7 @@ import torch
 from . import nvrtc
 from .door import KINDS, Door, cache_folder
 from .nvrtc import CompileFailed, CompilerMissing
+from .programs import target_of
 from .selftest import Finding
 from .table import OPERATIONS
 
@@ -63,8 +64,17 @@ def _machine(device: torch.device) -> list[tuple[str, str]]:
     found = torch.cuda.get_device_properties(device)
     return [
         ("Card", f"{found.name}, {found.total_memory / 1e9:.0f} GB, {found.multi_processor_count} multiprocessors"),
-        ("Architecture", f"sm_{found.major}{found.minor}"), ("Driver", driver_words()), *rows,
+        ("Architecture", _architecture(found.major, found.minor)), ("Driver", driver_words()), *rows,
     ]
+
+
+def _architecture(major: int, minor: int) -> str:
+    own = f"sm_{major}{minor}"
+    try:
+        target = target_of(major, minor)
+    except (CompilerMissing, CompileFailed):  # which has a row of its own
+        return own
+    return own if target in (own, None) else f"{own}, newer than the compiler: kernels are compiled for {target}, whose code it runs"
 
 
 def driver_words() -> str:
