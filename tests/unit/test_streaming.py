@@ -351,10 +351,19 @@ def test_cuda_copies_wait_for_the_computing_and_the_computing_for_the_copies(mon
 def test_memory_that_cannot_be_pinned_is_told(monkeypatch):
     from pistachio.training.streaming.device import CudaDevice
 
-    Recorder().install(monkeypatch, register_code=2)
+    recorder = Recorder()
+    recorder.install(monkeypatch, register_code=2)
+
+    def synchronize(device):
+        recorder.calls.append(("synchronize",))
+        raise RuntimeError("CUDA error: out of memory")  # what the refused call left behind
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     device = CudaDevice(torch.device("cpu"))
     device.pin(4), device.pin(4)
     assert len(device.notes) == 1 and "could not be pinned (CUDA error 2)" in device.notes[0]
+    # The error is taken at once: the next kernel would be blamed for it.
+    assert recorder.calls == [("pin", 4), ("synchronize",)] * 2
 
 
 def test_a_whole_run_is_the_resident_one_and_its_report_says_what_was_copied(tmp_path):

@@ -77,7 +77,9 @@ class CudaDevice:
         code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size_bytes, 0)) if size_bytes else 0
         if code == 0:
             self._pinned.append(memory)
-        elif not self.notes:
+            return memory
+        _forget_error(self.device)
+        if not self.notes:
             self.notes.append(
                 f"Host memory could not be pinned (CUDA error {code}), so copies of streamed blocks hold up the computing. "
                 "Close other programs, or stream fewer blocks in Memory Settings."
@@ -120,3 +122,12 @@ class CudaDevice:
         for memory in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
         self._pinned.clear()
+
+
+def _forget_error(device: torch.device) -> None:
+    """A call of the runtime that failed leaves its error behind, and the next kernel's check would raise it as its own."""
+    try:
+        torch.zeros(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        log.debug("CUDA's last error is taken: %s", error)
