@@ -175,7 +175,7 @@ export class ReviewView {
     setStep(this.undo, store?.undoWords ? say("review.undo", { change: store.undoWords }) : "", say("review.undo.none"));
     setStep(this.redo, store?.redoWords ? say("review.redo", { change: store.redoWords }) : "", say("review.redo.none"));
     const conflicts = store?.conflicts ?? [];
-    this.again.hidden = !store || store.unsaved.size <= conflicts.length || !this.status.classList.contains("error");
+    this.again.hidden = !store?.hasFailed;
     this.drawConflict(conflicts[0]);
     if (!this.large.hidden) this.showLarge(true);
   }
@@ -239,8 +239,10 @@ export class ReviewView {
     this.showLarge(false);
     const store = this.store;
     try {
-      const text = await store.caption(picture);
-      this.editor.open(index, picture, picture.unsaved ?? text ?? "", (value) => store.saveCaption(picture.name, value, picture.is_from_table ? null : text));
+      const { unsaved } = picture;
+      const text = unsaved ?? (await store.caption(picture));
+      const seen = unsaved === undefined ? (picture.is_from_table ? null : text) : unsaved.trim(); // it may be saved while the editor is open
+      this.editor.open(index, picture, text ?? "", (value) => store.saveCaption(picture.name, value, seen));
     } catch (error) {
       this.say(say("review.unreadable", { reason: sentence(error) }), true);
     }

@@ -23,7 +23,8 @@ export class ReviewEditor {
       }
     });
     this.root = element("div", "editor", this.area, element("div", "keys", say("review.editor.keys")));
-    this.before = "";
+    /** @type {string | null} */
+    this.before = null;
     /** @type {((text: string) => void) | null} */
     this.whenSaved = null;
   }
@@ -43,7 +44,8 @@ export class ReviewEditor {
     });
     this.area.value = text;
     this.area.setAttribute("aria-label", say("review.editor.label", { name: picture.name }));
-    this.before = this.area.value; // with the line ends that a text area makes of them
+    // With the line ends that a text area makes of them. A text that is not on the disk is one to save as it stands.
+    this.before = picture.unsaved === undefined ? this.area.value.trim() : null;
     this.whenSaved = whenSaved;
     this.grid.content.append(this.root);
     this.area.focus({ preventScroll: true });
@@ -52,7 +54,7 @@ export class ReviewEditor {
 
   save() {
     const whenSaved = this.close();
-    if (whenSaved && this.area.value.trim() !== this.before.trim()) whenSaved(this.area.value);
+    if (whenSaved && this.area.value.trim() !== this.before) whenSaved(this.area.value);
   }
 
   cancel() {

@@ -14,6 +14,7 @@ const CHECK_INTERVAL_MS = 700;
  * @typedef {import("./review_list.mjs").Finding} Finding
  * @typedef {{folder: string, recursive?: boolean, videos?: boolean}} Scope
  * @typedef {{name: string, mine: string, theirs: string | null}} Conflict
+ * @typedef {{text: string, seen: string | null, hasFailed: boolean}} Unsaved a text that is not on the disk yet, and the one that it replaces
  *
  * @typedef {object} Host what is asked of the server
  * @property {(path: string) => Promise<any>} getJson
@@ -36,7 +37,7 @@ export class ReviewStore extends EventTarget {
     this.redoWords = "";
     this.problem = ""; // why the folder can't be shown
     this.isLoaded = false;
-    /** @type {Map<string, string>} name -> a text that is not on the disk yet */
+    /** @type {Map<string, Unsaved>} by name */
     this.unsaved = new Map();
     /** @type {Conflict[]} */
     this.conflicts = [];
@@ -86,7 +87,7 @@ export class ReviewStore extends EventTarget {
 
   /** The picture as it was where nothing changed: what is drawn of it stays. @param {Picture | undefined} before @param {Picture} now */
   same(before, now) {
-    const unsaved = this.unsaved.get(now.name);
+    const unsaved = this.unsaved.get(now.name)?.text;
     const picture = unsaved === undefined ? now : { ...now, unsaved };
     return before && JSON.stringify(before) === JSON.stringify(picture) ? before : picture;
   }
@@ -105,43 +106,51 @@ export class ReviewStore extends EventTarget {
     return done;
   }
 
-  /** @param {string} name @param {string} text @param {string | null} seen what stands in the caption's own file */
+  /** @param {string} name @param {string} text @param {string | null} seen the text of the caption's own file that the person saw */
   saveCaption(name, text, seen) {
-    this.unsaved.set(name, text);
+    const before = this.unsaved.get(name);
+    // Whoever goes on with an unsaved text has not seen what was written into the file since.
+    this.unsaved.set(name, { text, seen: before ? before.seen : seen, hasFailed: false });
     this.refresh(name);
     return this.inTurn(async () => {
-      const answer = await this.post("caption", { name, text, seen });
-      if (!answer) return;
+      const waiting = this.unsaved.get(name);
+      if (!waiting) return; // an earlier turn saved it
+      const answer = await this.post("caption", { name, text, seen: waiting.seen });
+      const now = this.unsaved.get(name);
+      if (!answer) {
+        if (now) now.hasFailed = true;
+        return this.tell();
+      }
       if (answer.status === 409) {
+        if (now) now.hasFailed = false;
         this.conflicts = [...this.conflicts.filter((conflict) => conflict.name !== name), { name, mine: text, theirs: answer.body.now }];
         this.tell(answer.body.error, true);
         this.load();
         return;
       }
-      if (this.unsaved.get(name) === text) this.unsaved.delete(name);
+      if (now?.text === text) this.unsaved.delete(name);
+      else if (now) now.seen = text.trim(); // as the server writes it
       this.conflicts = this.conflicts.filter((conflict) => conflict.name !== name);
       this.receive(answer.body, say("review.said.saved", { name }));
     });
   }
 
-  /** What could not be saved, once more. */
-  async saveAgain() {
-    for (const [name, text] of [...this.unsaved]) {
-      const picture = this.pictures.find((one) => one.name === name);
-      if (picture && !this.conflicts.some((conflict) => conflict.name === name)) await this.saveCaption(name, text, await this.seen(picture));
-    }
+  /** Whether there is a text that only another try may save. */
+  get hasFailed() {
+    return [...this.unsaved.values()].some(({ hasFailed }) => hasFailed);
   }
 
-  /** @param {Picture} picture @returns {Promise<string | null>} the text of the caption's own file */
-  async seen(picture) {
-    return picture.is_from_table ? null : this.caption(picture);
+  /** What could not be saved, once more. */
+  async saveAgain() {
+    const failed = [...this.unsaved].filter(([, { hasFailed }]) => hasFailed);
+    await Promise.all(failed.map(([name, { text, seen }]) => this.saveCaption(name, text, seen)));
   }
 
   /** @param {Conflict} conflict @param {string | null} text to keep; null: the other one */
   async settle(conflict, text) {
     this.conflicts = this.conflicts.filter((one) => one !== conflict);
-    if (text !== null) return this.saveCaption(conflict.name, text, conflict.theirs);
     this.unsaved.delete(conflict.name);
+    if (text !== null) return this.saveCaption(conflict.name, text, conflict.theirs);
     await this.load();
   }
 

@@ -186,10 +186,27 @@ def test_a_text_that_cannot_be_saved_is_kept_until_it_is(canvas, folder):
     page.locator(f"{VIEW} .search").click()
     status(canvas, "Not saved")
     assert "kept" in page.locator(f"{VIEW} .tile", has_text="not saved").text_content() and text(folder, 6) == before
+    page.locator(f"{VIEW} .grid").focus()
+    for words in ("excluded", "included"):  # what succeeds since takes no way away
+        page.keyboard.press("x")
+        status(canvas, f"picture-06.png: {words}.")
     page.unroute("**/pistachio/review/caption")
     page.get_by_role("button", name="Try again").click()
     status(canvas, "picture-06.png: caption saved.")
     assert text(folder, 6) == "kept" and page.locator(f"{VIEW} .badge.unsaved").count() == 0
+    assert not page.get_by_role("button", name="Try again").is_visible()
+
+    # Opened anew and left as it stands, an unsaved text is tried again too.
+    page.route("**/pistachio/review/caption", lambda route: route.abort())
+    page.locator(f"{VIEW} .tile", has_text="picture-06.png").dblclick()
+    page.keyboard.type(" once more")
+    page.keyboard.press("Control+Enter")
+    status(canvas, "Not saved")
+    page.unroute("**/pistachio/review/caption")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+Enter")
+    status(canvas, "picture-06.png: caption saved.")
+    assert "once more" in text(folder, 6)
     (folder / "picture-06.txt").write_text(before)
 
 

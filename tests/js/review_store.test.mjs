@@ -31,7 +31,7 @@ class Folder {
     if (this.isDown) throw new TypeError("Failed to fetch");
     if (path.endsWith("/caption")) {
       if (this.captions.get(name) !== seen) return { status: 409, body: { error: "It was changed.", now: this.captions.get(name) } };
-      this.captions.set(name, text);
+      this.captions.set(name, text.trim());
     }
     return { status: 200, body: { pictures: this.pictures(), undo: `the caption of ${name}`, redo: "", words: "" } };
   };
@@ -84,11 +84,40 @@ test("a text outlives a server that is away, a reload of the list, and is saved 
   assert.deepEqual([folder.captions.get("a.png"), store.unsaved.size, store.pictures[0].unsaved], ["new", 0, undefined]);
 });
 
+test("an unsaved text, and an edit of it, never replace what was written since it was made", async () => {
+  for (const again of [(store) => store.saveAgain(), (store) => store.saveCaption("a.png", "edited again", "theirs")]) {
+    const { folder, store } = await opened({ "a.png": "old" });
+    folder.isDown = true;
+    await store.saveCaption("a.png", "mine", "old");
+    folder.isDown = false;
+    folder.captions.set("a.png", "theirs");
+    await store.load();
+    await again(store);
+    assert.deepEqual([folder.captions.get("a.png"), store.conflicts.length, store.conflicts[0]?.theirs], ["theirs", 1, "theirs"]);
+    await store.settle(store.conflicts[0], "settled");
+    assert.deepEqual([folder.captions.get("a.png"), store.unsaved.size], ["settled", 0]);
+  }
+});
+
+test("a text waits for another try whatever else succeeds, and no longer where the person must choose", async () => {
+  const { folder, store } = await opened({ "a.png": "old", "b.png": "other" });
+  folder.isDown = true;
+  await store.saveCaption("a.png", "mine", "old");
+  await store.saveAgain(); // fails again, and is told like the first time
+  folder.isDown = false;
+  await store.mark(["b.png"], "excluded", true, "b.png: excluded.");
+  await store.saveCaption("b.png", "another", "other");
+  assert.deepEqual([store.hasFailed, store.pictures[0].unsaved], [true, "mine"]);
+  folder.captions.set("a.png", "theirs");
+  await store.saveAgain();
+  assert.deepEqual([store.hasFailed, store.conflicts.length], [false, 1]);
+});
+
 test("changes are asked one after the other, in the order of the person's", async () => {
   const { folder, store } = await opened({ "a.png": "0" });
-  await Promise.all([store.saveCaption("a.png", "1", "0"), store.saveCaption("a.png", "2", "1"), store.mark(["a.png"], "excluded", true, "")]);
-  assert.equal(folder.captions.get("a.png"), "2");
-  assert.deepEqual(folder.asked.slice(1), ["/pistachio/review/caption a.png", "/pistachio/review/caption a.png", "/pistachio/review/mark"]);
+  await Promise.all([store.saveCaption("a.png", "1", "0"), store.saveCaption("a.png", "2 ", "0"), store.saveCaption("a.png", "3", "0"), store.mark(["a.png"], "excluded", true, "")]);
+  assert.deepEqual([folder.captions.get("a.png"), store.conflicts, store.unsaved.size], ["3", [], 0]);
+  assert.deepEqual(folder.asked.slice(1), [...Array(2).fill("/pistachio/review/caption a.png"), "/pistachio/review/caption a.png", "/pistachio/review/mark"]);
 });
 
 test("an answer that is older than a change is asked for again", async () => {
