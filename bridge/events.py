@@ -49,6 +49,7 @@ class RunEvents:
         *,
         node_id: str,
         folder: Path,  # the run's; its config.json is there before the first row
+        workflow: str | None = None,  # id of the canvas's workflow that the node is in: another's node may have the same number
         send: Callable[[str, dict], None] | None = None,
         later: Callable[[float, Callable[[], None]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +58,7 @@ class RunEvents:
     ):
         """`later(seconds, call)` must return at once and call from another thread; `listeners`: how many pages are open."""
         global _latest
-        self.node_id, self.folder, self.num_steps = node_id, folder, 0
+        self.node_id, self.folder, self.workflow, self.num_steps = node_id, folder, workflow, 0
         self.send = send or PromptServer.instance.send_sync
         self.later = later or _on_the_servers_loop
         self.clock = clock
@@ -133,7 +134,9 @@ class RunEvents:
     def _send(self, kind: str, payload: dict, now: float) -> None:
         self.sequence += 1
         message = {key: value for key, value in payload.items() if key not in BULKY}
-        message |= {"run": self.folder.name, "node_id": self.node_id, "num_steps": self.num_steps, "sitting": self.sitting, "sequence": self.sequence}
+        message |= {
+            "run": self.folder.name, "node_id": self.node_id, "workflow": self.workflow, "num_steps": self.num_steps, "sitting": self.sitting, "sequence": self.sequence,
+        }
         if kind == "finished" or now - self.memory_at >= MEMORY_SECONDS:
             self.memory_at = now
             message["memory"] = self.memory.now()

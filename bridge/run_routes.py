@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ..training.errors import PistachioError
 from ..training.messages import as_json
-from ..training.overview import compare, rename_run, summarise, trash_run
+from ..training.overview import compare, rename_run, summarise, trash_bytes, trash_run
 from ..training.report import record_override, withdraw_override
 from ..training.run import Run, RunFolder, check_run_name, list_runs
 from .answers import answered, is_from_this_machine, json_body, text_of
@@ -38,7 +38,7 @@ def add_run_routes(routes: web.RouteTableDef) -> None:
 
 def get_runs(request: web.Request) -> dict:
     runs = [summarise(run) for run in list_runs(runs_folder())]
-    return finite({"runs": runs, "folder": str(runs_folder()), "size_bytes": sum(run["size_bytes"] for run in runs)})
+    return finite({"runs": runs, "folder": str(runs_folder()), "size_bytes": sum(run["size_bytes"] for run in runs), "trash_bytes": trash_bytes(runs_folder())})
 
 
 async def get_run(request: web.Request) -> web.Response:
@@ -98,15 +98,14 @@ async def post_install(request: web.Request) -> dict:
     is_chosen = step == folder.chosen_step()
     default = run.name if is_chosen else f"{run.name}-step{step}"
 
-    def install() -> str:
+    def install() -> dict:
         file = install_checkpoint(run, step, str(body.get("lora_name") or "").strip() or default)
         if is_chosen:
             withdraw_override(folder)
-        else:
-            record_override(folder, step, file)
-        return file
+        is_recorded = is_chosen or record_override(folder, step, file)
+        return {"lora_name": file, "step": step, "recorded": is_recorded}
 
-    return {"lora_name": await asyncio.to_thread(install), "step": step}
+    return await asyncio.to_thread(install)
 
 
 async def post_trash(request: web.Request) -> dict:

@@ -19,7 +19,7 @@ addStylesheet("checkpoints.css");
 
 /**
  * @param {any} details the answer of GET /pistachio/runs/{name}/history or of GET /pistachio/runs/{name}, with the run's `checkpoints` and `verdict`
- * @param {(step: number) => Promise<boolean | void>} use installs a step; true where that went well
+ * @param {(step: number) => Promise<boolean | void>} use installs a step; true where that is now recorded as what a person chose
  * @returns {HTMLDialogElement} open; it leaves the page when it is closed
  */
 export function openCheckpoints(details, use) {
@@ -55,7 +55,7 @@ export function openCheckpoints(details, use) {
     slider.ariaValueText = words.value;
     if (!candidate.isKept && document.activeElement === take) (table.hidden ? slider : table).focus(); // it would be lost
     take.disabled = !candidate.isKept;
-    take.title = candidate.isKept ? say("checkpoints.use.title", { step: String(candidate.step) }) : say("checkpoints.use.none");
+    take.title = candidate.isKept ? say(details.status === "finished" ? "checkpoints.use.title" : "checkpoints.use.unrecorded", { step: String(candidate.step) }) : say("checkpoints.use.none");
     sets.forEach((set, i) => set.toggleAttribute("hidden", i !== shown));
     columns.forEach((cells, i) => cells.forEach((cell) => cell.classList.toggle("shown", i === shown)));
     columns.forEach(([head], i) => { /** @type {HTMLElement} */ (head.firstElementChild).ariaPressed = String(i === shown); });

@@ -5,7 +5,7 @@
  */
 
 import { openCheckpoints } from "./checkpoints.mjs";
-import { continueFurther } from "./continue.mjs";
+import { continueFurther, runOf } from "./continue.mjs";
 import { addCommands, command, confirmed, getJson, nodesOnCanvas, onMessage, openWorkflow, postJson, toast, url } from "./host.mjs";
 import { setting } from "./settings.mjs";
 import { say, translated } from "./words.mjs";
@@ -53,9 +53,9 @@ async function compareNewest() {
   if ((details.samples ?? []).length < 2) return toast("info", details.name, say("commands.no_samples"));
   openCheckpoints(details, async (step) => {
     try {
-      const { lora_name: file } = await post(details.name, "install", { step });
+      const { lora_name: file, recorded } = await post(details.name, "install", { step });
       toast("success", say("commands.installed", { step }), `models/loras/${file}`);
-      return true;
+      return recorded;
     } catch (error) {
       toast("error", details.name, String(error instanceof Error ? error.message : error));
       return false;
@@ -63,13 +63,12 @@ async function compareNewest() {
   });
 }
 
-async function continueNewest() {
+async function continueOwn() {
   const node = nodesOnCanvas().find(({ type }) => type === TRAIN);
   if (!node) return toast("info", say("commands.no_train_node"));
-  const named = node.widgets?.find(({ name }) => name === "run_name")?.value;
-  const finished = (/** @type {RunSummary} */ { status, is_refit: isRefit }) => status === "finished" && !isRefit;
-  const run = (await newestRun((one) => finished(one) && one.name === named)) ?? (await newestRun(finished));
-  if (!run) return toast("info", say("commands.no_finished"));
+  const named = runOf(node), run = await newestRun(({ name }) => name === named);
+  if (!run) return toast("info", say("commands.no_run"), say("commands.no_run.words"));
+  if (run.status !== "finished" || run.is_refit) return toast("info", run.name, say(run.is_refit ? "commands.is_refit" : "commands.not_finished"));
   await continueFurther(node, { run: run.name, step: run.step, numSteps: run.num_steps });
 }
 
@@ -86,7 +85,7 @@ const COMMANDS = [
   ["commands.EvaluateNow", "pi pi-gauge", "e", () => ask("evaluate")],
   ["commands.SampleNow", "pi pi-image", "p", () => ask("sample")],
   ["commands.StopAndKeep", "pi pi-stop-circle", "s", () => ask("stop")],
-  ["commands.ContinueByHalf", "pi pi-forward", "h", continueNewest],
+  ["commands.ContinueByHalf", "pi pi-forward", "h", continueOwn],
   ["commands.OpenTrainingWorkflow", "pi pi-file-plus", "t", openMain],
 ];
 

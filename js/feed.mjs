@@ -8,6 +8,17 @@ import { addRow, emptyHistory, fromServer } from "./history.mjs";
 
 const ASK_AGAIN_MS = 1000; // after an answer that did not do, and not before
 
+/** The server's messages of a run, and the kinds of rows that they are. */
+export const MESSAGES = {
+  "pistachio.step": "train",
+  "pistachio.evaluation": "eval",
+  "pistachio.probe": "probe",
+  "pistachio.phase": "phase",
+  "pistachio.note": "note",
+  "pistachio.sample": "sample",
+  "pistachio.finished": "finished",
+};
+
 /** @typedef {import("./history.mjs").History} History */
 
 export class Feed {

@@ -19,6 +19,8 @@ const api = hostApi;
  * What the pack uses of a node on the canvas.
  * @typedef {object} CanvasNode
  * @property {number | string} id
+ * @property {unknown} graph that it stands in: the workflow's, or a subgraph
+ * @property {Record<string, unknown>} properties saved with the workflow
  * @property {[number, number]} pos
  * @property {{name: string, value: unknown, options?: {values?: unknown}, callback?: (value: unknown, ...rest: unknown[]) => unknown}[]} [widgets]
  * @property {{name: string, link: number | null}[]} [inputs]
@@ -71,10 +73,17 @@ function ours(node) {
   return /** @type {CanvasNode} */ (node);
 }
 
-/** @returns {CanvasNode[]} the selected nodes first */
+/** @returns {CanvasNode[]} those in subgraphs too: the selected ones first, then those of the graph that is seen */
 export function nodesOnCanvas() {
-  const selected = Object.values(app.canvas?.selected_nodes ?? {});
-  return [...selected, ...(app.graph?._nodes ?? []).filter((node) => !selected.includes(node))].map(ours);
+  const nodes = new Set([...Object.values(app.canvas?.selected_nodes ?? {}), ...(app.canvas?.graph?._nodes ?? [])].map(ours));
+  const graphs = [/** @type {any} */ (app.graph)];
+  for (const graph of graphs) {
+    for (const node of graph?._nodes ?? []) {
+      nodes.add(node);
+      if (node.subgraph && !graphs.includes(node.subgraph)) graphs.push(node.subgraph);
+    }
+  }
+  return [...nodes];
 }
 
 /** @param {string} type of message @param {(data: any) => void} listener */
@@ -177,6 +186,11 @@ export function addUnseen(node, name, root, height) {
   };
 }
 
+/** @param {CanvasNode} node @param {string} name @returns {boolean} to a node, or to an input of the subgraph that it stands in */
+export function isLinked(node, name) {
+  return node.inputs?.find((input) => input.name === name)?.link != null;
+}
+
 /** @param {CanvasNode} node @param {string} name @returns {CanvasNode | null} what is connected to an input */
 export function inputNode(node, name) {
   const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
@@ -201,18 +215,31 @@ export async function confirmed(title, message) {
   return (await app.extensionManager.dialog.confirm({ title, message, type: "delete" })) === true;
 }
 
+/** Until the key that was pressed is let go: a prompt that opens before takes its end for an answer. */
+let released = Promise.resolve();
+window.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.repeat) return;
+  released = new Promise((resolve) => {
+    for (const end of ["keyup", "blur"]) window.addEventListener(end, () => resolve(), { capture: true, once: true });
+  });
+}, { capture: true });
+
 /** @param {string} title @param {string} message @param {string} value @returns {Promise<string | null>} null where it was left without an answer */
 export async function asked(title, message, value) {
+  await released;
   return app.extensionManager.dialog.prompt({ title, message, defaultValue: value });
 }
 
-/** @param {string} type @param {[number, number]} position @returns {CanvasNode | null} null where the host has no such node */
-export function addNode(type, position) {
+/**
+ * @param {string} type @param {[number, number]} position @param {unknown} graph of a node that it is to be connected to, or the one that is seen
+ * @returns {CanvasNode | null} null where the host has no such node
+ */
+export function addNode(type, position, graph = app.canvas.graph) {
   // @ts-ignore: the host's global
   const node = window.LiteGraph.createNode(type);
   if (!node) return null;
   node.pos = position;
-  app.graph.add(node);
+  /** @type {any} */ (graph ?? app.graph).add(node);
   return node;
 }
 
@@ -256,6 +283,32 @@ export function nodeOf(id) {
     graph = node?.subgraph;
   }
   return node;
+}
+
+/** @returns {unknown} what the open workflow is called in prompts, and in our messages */
+export function workflowId() {
+  return app.graph?.id;
+}
+
+/** @type {{prompt: string, workflow: Promise<unknown>} | null} the latest that was asked for */
+let queued = null;
+
+/** @param {string} prompt that runs now @returns {Promise<unknown>} its workflow's id; undefined where it has none, or runs no more */
+export function workflowOf(prompt) {
+  if (queued?.prompt !== prompt) {
+    const workflow = getJson("/queue").then(({ queue_running: running }) => (
+      running.find((/** @type {any[]} */ [, id]) => id === prompt)?.[3]?.extra_pnginfo?.workflow?.id
+    ), () => undefined); // of a stopped server: what was asked for is left out
+    queued = { prompt, workflow };
+  }
+  return queued.workflow;
+}
+
+/** What a script wrote into a node by itself is kept with the open workflow, as what a person does is. */
+export function keepChange() {
+  const tracker = /** @type {any} */ (app.extensionManager).workflow?.activeWorkflow?.changeTracker;
+  if (tracker?.captureCanvasState) tracker.captureCanvasState();
+  else tracker?.checkState(); // of the older canvas
 }
 
 /** @param {CanvasNode | null} node @param {string} name of an input @returns {string} its tooltip in English, as the node's definition has it; "" where there is none */

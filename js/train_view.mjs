@@ -5,22 +5,11 @@
  */
 
 import { mayStop } from "./commands.mjs";
-import { continueFurther } from "./continue.mjs";
-import { Feed } from "./feed.mjs";
-import { getJson, inputNode, onMessage, onNode, postJson, toast } from "./host.mjs";
+import { ON_ALL, continueFurther, keepRun, runOf, runWritten } from "./continue.mjs";
+import { Feed, MESSAGES } from "./feed.mjs";
+import { getJson, inputNode, nodeOf, onMessage, onNode, postJson, redraw, toast, workflowId, workflowOf } from "./host.mjs";
 import { Panel } from "./panel.mjs";
 import { say } from "./words.mjs";
-
-const MESSAGES = {
-  "pistachio.step": "train",
-  "pistachio.evaluation": "eval",
-  "pistachio.probe": "probe",
-  "pistachio.phase": "phase",
-  "pistachio.note": "note",
-  "pistachio.sample": "sample",
-  "pistachio.finished": "finished",
-};
-const ON_ALL = "-all"; // what a run's name gets that is trained on all pictures
 
 /** @typedef {import("./host.mjs").CanvasNode} CanvasNode */
 
@@ -53,17 +42,12 @@ class TrainView {
     this.room = this.panel.minHeight;
     const [width, height] = this.node.size, needed = this.node.computeSize()[1];
     if (height < needed) this.node.setSize([width, needed]);
+    redraw(); // the older renderer draws the frame only when it has to
   }
 
-  /** The run that the node would train; null where another node says so while it runs. */
-  get runName() {
-    const widget = inputNode(this.node, "continue_run")?.widgets?.find(({ name }) => name === "run")
-      ?? this.node.widgets?.find(({ name }) => name === "run_name");
-    return inputNode(this.node, "run_name") || typeof widget?.value !== "string" ? null : widget.value.trim();
-  }
-
-  /** @param {string | null} run */
-  load(run) {
+  /** The node's run, as far as it is known. */
+  load() {
+    const run = runOf(this.node) ?? this.feed.history?.run;
     if (run) this.feed.load(run);
   }
 
@@ -82,26 +66,34 @@ class TrainView {
     }
   }
 
+  /** A node of another workflow may have the same number. @param {string} run @param {unknown} workflow that it is trained by; null where no canvas sent it */
+  isOurs(run, workflow) {
+    const name = runWritten(this.node);
+    return name === null ? (workflow ?? workflowId()) === workflowId() : run === name || run === name + ON_ALL;
+  }
+
   /** @param {string} kind @param {any} data */
   receive(kind, data) {
-    if (!isNode(this.node, data.node_id)) return;
-    // A node of another workflow may have the same number.
-    const name = this.runName;
-    if (name !== null && data.run !== name && data.run !== name + ON_ALL) return;
+    if (nodeOf(data.node_id) !== this.node || !this.isOurs(data.run, data.workflow)) return;
+    keepRun(this.node, data.run);
     this.panel.prepare("");
     this.feed.receive(kind, data);
   }
 
-  /** The bar of the node that fills the cache, before there is anything to train. @param {{node: string, value: number, max: number}} progress */
-  prepare({ node, value, max }) {
-    const source = inputNode(this.node, "encoded");
-    if (source && isNode(source, node)) this.panel.prepare(value < max ? say("panel.preparing", { done: value, all: max }) : "");
+  /** What the node gave at its end; a finished run that is queued again sends nothing but this. @param {any} data */
+  ended({ display_node: displayed, node, output }) {
+    if (nodeOf(displayed ?? node) !== this.node) return;
+    const [told] = output?.pistachio_run ?? [];
+    if (told && this.isOurs(told.run, told.workflow)) keepRun(this.node, told.run);
+    this.load();
   }
-}
 
-/** @param {CanvasNode} node @param {string} id of a message; in a subgraph it is a path that ends in the node's own */
-function isNode(node, id) {
-  return String(id ?? "").split(":").at(-1) === String(node.id);
+  /** The bar of the node that fills the cache, before there is anything to train. @param {{node: string, value: number, max: number, prompt_id: string}} progress */
+  async prepare({ node, value, max, prompt_id: prompt }) {
+    const source = inputNode(this.node, "encoded");
+    if (!source || nodeOf(node) !== source || (await workflowOf(prompt)) !== workflowId()) return;
+    this.panel.prepare(value < max ? say("panel.preparing", { done: value, all: max }) : "");
+  }
 }
 
 /** @type {Set<TrainView>} */
@@ -111,13 +103,13 @@ onNode("PistachioTrainLora", (node) => {
   const view = new TrainView(node);
   views.add(view);
   // After the workflow has filled the widgets in, where the node comes from one.
-  setTimeout(() => view.load(view.runName));
+  setTimeout(() => view.load());
   const widget = node.widgets?.find(({ name }) => name === "run_name");
   const before = widget?.callback;
   if (widget) {
     widget.callback = function (...values) {
       const result = before?.apply(this, values);
-      view.load(view.runName);
+      view.load();
       return result;
     };
   }
@@ -138,10 +130,7 @@ const reload = () => views.forEach((view) => {
 });
 for (const message of ["reconnected", "execution_interrupted", "execution_error"]) onMessage(message, reload);
 onMessage("progress", (data) => views.forEach((view) => view.prepare(data)));
-onMessage("executed", (data) => {
-  // A finished run that is queued again sends nothing but this.
-  for (const view of views) if (isNode(view.node, data.node)) view.load(view.runName ?? view.feed.history?.run ?? null);
-});
+onMessage("executed", (data) => views.forEach((view) => view.ended(data)));
 document.addEventListener("visibilitychange", () => {
   // A page that slept may have missed messages without noticing that its connection was lost.
   if (document.visibilityState === "visible") views.forEach((view) => view.feed.history?.status === "running" && view.feed.reload());

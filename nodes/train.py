@@ -71,7 +71,7 @@ class TrainLora(io.ComfyNode):
                 io.Image.Output("chart", display_name="loss_chart", tooltip="Held-out loss over the steps, with the chosen checkpoint and the verdict."),
                 io.Clip.Output("trained_clip", display_name="clip", tooltip="The given CLIP with the LoRA's text encoder part. Without a CLIP on the input there is none: use the base's own."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -103,9 +103,10 @@ class TrainLora(io.ComfyNode):
                 f"The trigger word is '{trigger_word.strip()}' here and '{encoded.trigger_word}' in the encoded set. Write the same word on both nodes."
             )
         to_train = run_to_train(config, run_name=run_name, runs_folder=folders.runs_folder(), continue_run=continue_run)
+        workflow = ((cls.hidden.extra_pnginfo or {}).get("workflow") or {}).get("id")
         run = train_lora(
             model, encoded, config, run_name=run_name, logging_config=logging or LoggingConfig(), runs_folder=folders.runs_folder(),
-            log_row=RunEvents(node_id=cls.hidden.unique_id, folder=to_train.folder), check_interrupted=check_interrupted, continue_run=continue_run,
+            log_row=RunEvents(node_id=cls.hidden.unique_id, folder=to_train.folder, workflow=workflow), check_interrupted=check_interrupted, continue_run=continue_run,
             samples=samples, clip=clip, memory=memory, regularization=_regularization(regularization, regularization_share, regularization_weight),
             base_file=base_file(cls.hidden.prompt, cls.hidden.unique_id),
         )
@@ -115,7 +116,7 @@ class TrainLora(io.ComfyNode):
         trained_clip = clip and apply_lora_to_clip(clip, RunFolder(run.folder).checkpoint_file(step))
         chart = loss_chart(run)
         # The panel of a node whose run_name is linked hears it nowhere else.
-        told = shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))) | {"pistachio_run": [run.name]}
+        told = shown(sentences=(f"LoRA: {lora_name}", *run_sentences(run))) | {"pistachio_run": [{"run": run.name, "workflow": workflow}]}
         return io.NodeOutput(trained, lora_name, run, image_tensor(chart), trained_clip, ui=told)
 
 

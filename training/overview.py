@@ -28,6 +28,7 @@ _UNREADABLE = {
     "checkpoints": [], "eval_delta_pct": None, "sparkline": [], "created": None, "size_bytes": 0, "status": "unreadable",
 }
 _kept: dict[Path, tuple[tuple, dict]] = {}
+_trashed: dict[Path, tuple[int, int]] = {}
 
 
 def summarise(run: Run) -> dict:
@@ -254,6 +255,19 @@ def trash_run(run: Run) -> Path:
     except OSError as error:
         raise PistachioError(f"Run '{run.name}' can't be moved to '{trash}': {error}.") from error
     return target
+
+
+def trash_bytes(runs_folder: Path) -> int:
+    """Of the runs in the trash, measured anew when one comes or goes."""
+    trash = runs_folder / TRASH_FOLDER
+    try:
+        changed_ns = trash.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+    kept = _trashed.get(trash)
+    if kept is None or kept[0] != changed_ns:
+        kept = _trashed[trash] = (changed_ns, size_bytes(trash))
+    return kept[1]
 
 
 def _refuse_running(folder: RunFolder, what: str) -> None:

@@ -189,17 +189,21 @@ def offers(selection: Selection, *, n_train: int, num_steps: int) -> list[str]:
     return offered
 
 
-def record_override(folder: RunFolder, step: int, lora_name: str) -> None:
-    """Write into report.json that a person took another checkpoint than the chosen one. The latest such choice stands."""
+def record_override(folder: RunFolder, step: int, lora_name: str) -> bool:
+    """Write into report.json that a person took another checkpoint than the chosen one. The latest such choice stands.
+
+    False where there is nothing to write it into: a run that has not finished has no report, or writes a new one at its end.
+    """
     report = folder.report()
-    if report is None or step == report["chosen_step"]:
-        return
+    if report is None or not folder.is_finished():
+        return False
     before = report.get("override") or {}
-    if before.get("step") == step and before.get("chosen_step") == report["chosen_step"]:
-        return
+    if step == report["chosen_step"] or (before.get("step") == step and before.get("chosen_step") == report["chosen_step"]):
+        return True
     folder.write_json("report.json", report | {"override": {
         "step": step, "chosen_step": report["chosen_step"], "when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "lora_name": lora_name,
     }})
+    return True
 
 
 def withdraw_override(folder: RunFolder) -> None:

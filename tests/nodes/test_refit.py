@@ -102,7 +102,7 @@ def test_the_events_of_a_refit_are_those_of_its_own_run(sd15, encoded, host, mon
     from server import PromptServer
 
     node = type("TrainLoraClone", (pistachio.nodes.TrainLora,), {})
-    node.hidden = io.HiddenHolder.from_dict({"UNIQUE_ID": "9"})
+    node.hidden = io.HiddenHolder.from_dict({"UNIQUE_ID": "9", "EXTRA_PNGINFO": {"workflow": {"id": "w"}}})
     sent = []
     monkeypatch.setattr(PromptServer.instance, "send_sync", lambda name, data, *_: sent.append((name, data)))
 
@@ -112,12 +112,12 @@ def test_the_events_of_a_refit_are_those_of_its_own_run(sd15, encoded, host, mon
             output = node.execute(
                 sd15.model, encoded, adapter=settings.adapter, optimizer=settings.optimizer, evaluation=settings.evaluation, precision="fp32", run_name="watched", **inputs,
             )
-        return output.args[2], output.ui["pistachio_run"], {data["run"] for name, data in sent if name.startswith("pistachio.")}, [name for name, _ in sent]
+        return output.args[2], output.ui["pistachio_run"], {(data["run"], data["workflow"]) for name, data in sent if name.startswith("pistachio.")}, [name for name, _ in sent]
 
     measured, *told, _ = train(config(), num_steps=2)
-    assert told == [["watched"], {"watched"}]
+    assert told == [[{"run": "watched", "workflow": "w"}], {("watched", "w")}]
     whole, *told, names = train(config(refit=True), continue_run=measured)
-    assert told == [["watched-all"], {"watched-all"}] and {"pistachio.step", "pistachio.finished"} <= set(names)
+    assert told == [[{"run": "watched-all", "workflow": "w"}], {("watched-all", "w")}] and {"pistachio.step", "pistachio.finished"} <= set(names)
     assert live_state("watched-all")["sequence"] > 0 and live_state("watched") is None
     for run in (measured, whole):
         shutil.rmtree(run.folder)

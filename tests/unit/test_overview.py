@@ -1,13 +1,15 @@
 """The list of runs: what it reads, what may share a chart, and what it may do to a run's folder."""
 
 import json
+import shutil
 import time
 
 import pytest
 
 from pistachio.training import overview
 from pistachio.training.errors import PistachioError
-from pistachio.training.overview import compare, rename_run, summarise, thinned, trash_run
+from pistachio.training.overview import compare, rename_run, summarise, thinned, trash_bytes, trash_run
+from pistachio.training.report import record_override, withdraw_override
 from pistachio.training.run import Run, RunFolder, list_runs
 
 PICTURES = ("a" * 64, "b" * 64)
@@ -153,6 +155,27 @@ def test_the_trash_keeps_runs_of_one_name_apart(tmp_path):
     second = trash_run(write(tmp_path, "mia"))
     assert first != second and (first / "metrics.jsonl").is_file() and (second / "metrics.jsonl").is_file()
     assert list_runs(tmp_path) == []
+
+
+def test_what_is_in_the_trash_still_takes_its_room(tmp_path):
+    assert trash_bytes(tmp_path) == 0
+    mia, tom = write(tmp_path, "mia"), write(tmp_path, "tom")
+    sizes = [summarise(run)["size_bytes"] for run in (mia, tom)]
+    trash_run(mia)
+    assert trash_bytes(tmp_path) == sizes[0]
+    folder = trash_run(tom)
+    assert trash_bytes(tmp_path) == sum(sizes)
+    shutil.rmtree(folder)
+    assert trash_bytes(tmp_path) == sizes[0]
+
+
+def test_only_a_finished_run_records_what_a_person_took(tmp_path):
+    finished, stopped = (RunFolder(write(tmp_path, name, report=report).folder) for name, report in (("mia", True), ("tom", False)))
+    assert record_override(finished, 200, "mia-step200.safetensors") and finished.report()["override"]["step"] == 200
+    assert not record_override(stopped, 200, "tom-step200.safetensors") and stopped.report() is None
+    withdraw_override(finished)
+    finished.write_json("config.json", {"id": "mia", "settings": {"num_steps": 400}})  # it is continued: a new report will come
+    assert not record_override(finished, 200, "mia-step200.safetensors") and "override" not in finished.report()
 
 
 def test_a_run_that_is_being_trained_stays_where_it_is(tmp_path):
