@@ -6,6 +6,7 @@
 
 import { addRow, emptyHistory, fromServer } from "./history.mjs";
 
+export const MOST_WAITING = 1000; // messages; a server that never answers must not fill the page's memory
 const ASK_AGAIN_MS = 1000; // after an answer that did not do, and not before
 
 /** The server's messages of a run, and the kinds of rows that they are. */
@@ -78,7 +79,7 @@ export class Feed {
 
   /** @param {string} kind of row @param {any} data of the message */
   receive(kind, data) {
-    if (this.asking === data.run) this.waiting.push({ kind, data });
+    if (this.asking === data.run) this.wait(kind, data);
     else {
       this.take(kind, data);
       this.changed(this.history);
@@ -93,7 +94,7 @@ export class Feed {
     if (!isOurs || data.sequence !== history.sequence + 1) {
       // What came before this page did, or was lost on the way.
       if (history?.run !== data.run) this.history = emptyHistory(data.run);
-      this.waiting.push({ kind, data });
+      this.wait(kind, data);
       this.loadSoon(data.run);
       return;
     }
@@ -104,6 +105,12 @@ export class Feed {
       history.tied = null;
     }
     addRow(history, { ...data, kind });
+  }
+
+  /** For the answer. The oldest goes where there are too many: the answer has it, or its number is missed and it is asked again. @param {string} kind @param {any} data */
+  wait(kind, data) {
+    this.waiting.push({ kind, data });
+    if (this.waiting.length > MOST_WAITING) this.waiting.shift();
   }
 
   /** @param {string} run */

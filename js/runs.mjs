@@ -5,9 +5,10 @@
  */
 
 import { addStylesheet, element } from "./elements.mjs";
+import { MESSAGES } from "./feed.mjs";
 import { addSidebarTab, getJson, onMessage, toast } from "./host.mjs";
 import { comparisonOf } from "./runs_compare.mjs";
-import { detailsOf } from "./runs_details.mjs";
+import { RunDetails } from "./runs_details.mjs";
 import { found, size } from "./runs_list.mjs";
 import { moveByKeys, rowOf, tabStop } from "./runs_rows.mjs";
 import { setting } from "./settings.mjs";
@@ -26,7 +27,7 @@ class RunsTab {
     this.root = null;
     /** @type {RunSummary[] | null} null until they were read */
     this.runs = null;
-    this.sizeBytes = 0;
+    this.sizeBytes = this.trashBytes = 0;
     this.problem = "";
     this.search = "";
     this.scrolled = 0;
@@ -34,6 +35,8 @@ class RunsTab {
     this.selected = new Set();
     /** @type {string | null} the run that is open; "" for the comparison; null for the list */
     this.open = null;
+    /** @type {RunDetails | null} its page */
+    this.details = null;
     /** @type {string | null} the run that was open last */
     this.left = null;
     this.asked = 0;
@@ -51,7 +54,7 @@ class RunsTab {
   }
 
   empty() {
-    this.root = null;
+    this.root = this.details = null;
   }
 
   async refresh() {
@@ -63,6 +66,7 @@ class RunsTab {
       if (question !== this.asked) return;
       this.runs = answer?.runs ?? [];
       this.sizeBytes = answer?.size_bytes ?? 0;
+      this.trashBytes = answer?.trash_bytes ?? 0;
       this.problem = "";
     } catch (error) {
       if (question !== this.asked) return;
@@ -72,6 +76,12 @@ class RunsTab {
     for (const name of this.selected) if (!names.has(name)) this.selected.delete(name);
     if (this.open && !names.has(this.open)) this.open = null;
     if (this.drawn === this.state()) return;
+    const run = this.runs?.find(({ name }) => name === this.open);
+    if (run && this.details?.run.name === run.name && this.details.isUnreadable === (run.status === "unreadable")) {
+      this.drawn = this.state();
+      this.details.update(run);
+      return;
+    }
     const focusAgain = this.focused();
     this.draw();
     focusAgain();
@@ -107,14 +117,14 @@ class RunsTab {
     if (this.timer || !this.root) return;
     this.timer = window.setTimeout(() => {
       this.timer = 0;
-      if (this.open === null) this.refresh();
+      this.refresh();
     }, REFRESH_INTERVAL_MS);
   }
 
   /** Of what is shown: a page that would be the same is left alone, with its focus and its place. */
   state() {
     const shown = this.open ? this.runs?.filter(({ name }) => name === this.open) : this.open === "" ? [] : this.runs;
-    return JSON.stringify([this.open, this.problem, shown]);
+    return JSON.stringify([this.open, this.problem, shown, this.trashBytes]);
   }
 
   /** @param {string | null} name */
@@ -122,8 +132,13 @@ class RunsTab {
     this.left = this.open ?? this.left;
     this.open = name;
     this.draw();
-    const first = name === null ? tabStop(/** @type {HTMLElement} */ (this.root?.querySelector(".list")), this.left) : this.root?.querySelector("h3");
-    /** @type {HTMLElement | null | undefined} */ (first)?.focus();
+    this.focusFirst();
+  }
+
+  /** The heading of a page; the run in the list that was open last. */
+  focusFirst() {
+    const [list, heading] = ["ul.list", "h3"].map((part) => /** @type {HTMLElement | null | undefined} */ (this.root?.querySelector(part)));
+    (list ? tabStop(list, this.left) : heading)?.focus();
   }
 
   draw() {
@@ -131,7 +146,8 @@ class RunsTab {
     this.drawn = this.state();
     const page = element("div", { className: "pistachio-runs" });
     const run = this.open ? this.runs?.find(({ name }) => name === this.open) : undefined;
-    if (run) page.append(detailsOf(run, { back: () => this.show(null), changed: (name) => this.changed(name) }));
+    this.details = run ? new RunDetails(run, { back: () => this.show(null), changed: (name) => this.changed(name) }) : null;
+    if (this.details) page.append(this.details.root);
     else if (this.open === "") page.append(comparisonOf([...this.selected], () => this.show(null)));
     this.root.replaceChildren(page);
     if (!run && this.open !== "") this.drawList(page);
@@ -141,6 +157,20 @@ class RunsTab {
   async changed(name) {
     this.open = name;
     await this.refresh();
+    this.focusFirst(); // the pressed button is gone
+  }
+
+  /** Of a run that is trained now. @param {string} kind @param {any} data */
+  receive(kind, data) {
+    this.details?.receive(kind, data);
+    if (kind === "eval") this.refreshSoon();
+    if (kind === "finished") this.refresh();
+  }
+
+  /** What came meanwhile was lost. */
+  reconnected() {
+    this.details?.feed.reload();
+    this.refresh();
   }
 
   /** @param {HTMLElement} page */
@@ -176,8 +206,9 @@ class RunsTab {
       nothing.hidden = shown.length > 0 || Boolean(this.problem && !runs.length);
       nothing.textContent = say(this.runs === null ? "runs.reading" : runs.length ? "runs.none.found" : "runs.none");
       const values = { size: size(this.sizeBytes) };
-      total.textContent = !runs.length ? "" : shown.length < runs.length
+      const words = !runs.length ? "" : shown.length < runs.length
         ? sayCounted("runs.found", runs.length, { ...values, found: shown.length }) : sayCounted("runs.total", runs.length, values);
+      total.textContent = words && this.trashBytes ? say("runs.trash", { total: words, size: size(this.trashBytes) }) : words;
     };
     search.oninput = () => {
       this.search = search.value;
@@ -199,6 +230,7 @@ addSidebarTab(
   (root) => tab.fill(root),
   () => tab.empty(),
 );
-for (const message of ["pistachio.finished", "execution_interrupted", "execution_error", "reconnected"]) onMessage(message, () => tab.refresh());
-onMessage("pistachio.evaluation", () => tab.refreshSoon());
+for (const [message, kind] of Object.entries(MESSAGES)) onMessage(message, (data) => tab.receive(kind, data));
+for (const message of ["execution_interrupted", "execution_error"]) onMessage(message, () => tab.refresh());
+onMessage("reconnected", () => tab.reconnected());
 window.setInterval(() => tab.refreshWhenDue(), POLL_MS);

@@ -6,8 +6,9 @@
 import { openCheckpoints } from "./checkpoints.mjs";
 import { continueRun, placeRun } from "./continue.mjs";
 import { element } from "./elements.mjs";
+import { Feed } from "./feed.mjs";
 import { asked, confirmed, getJson, nodesOnCanvas, postJson, toast } from "./host.mjs";
-import { fromServer, signed } from "./history.mjs";
+import { signed } from "./history.mjs";
 import { Panel } from "./panel.mjs";
 import { base, size, status, verdict, when } from "./runs_list.mjs";
 import { triggerButton } from "./runs_rows.mjs";
@@ -18,41 +19,120 @@ import { say } from "./words.mjs";
 
 const TRAIN = "PistachioTrainLora";
 
-/** @param {RunSummary} run @param {Places} places */
-export function detailsOf(run, places) {
-  const panel = new Panel();
-  const buttons = element("div", { className: "buttons" });
-  const button = (/** @type {string} */ text, /** @type {string} */ title, /** @type {() => unknown} */ action) => {
-    const made = element("button", { textContent: text, title });
-    made.onclick = async () => {
-      made.disabled = true;
-      try {
-        await action();
-      } catch (error) {
-        toast("error", `${run.name}: ${text}`, String(error instanceof Error ? error.message : error));
-      }
-      made.disabled = false;
-    };
-    buttons.append(made);
-    return made;
+export class RunDetails {
+  /** @param {RunSummary} run @param {Places} places */
+  constructor(run, places) {
+    this.run = run;
+    this.panel = new Panel();
+    this.feed = new Feed(historyOf, (history) => this.show(history), (error) => toast("error", this.run.name, String(error instanceof Error ? error.message : error)));
+    this.compare = button(say("checkpoints.compare"), say("checkpoints.compare.title"), run, () => this.openCheckpoints());
+    this.compare.classList.add("first");
+    this.compare.hidden = true;
+    const trash = button(say("runs.delete"), say("runs.delete.title"), run, () => moveToTrash(run, places));
+    trash.classList.add("delete");
+    const buttons = element(
+      "div", { className: "buttons" }, this.compare,
+      button(say("runs.continue"), say("runs.continue.title"), run, () => continueOnCanvas(run)),
+      button(say("runs.place"), say("runs.place.title"), run, () => placeRun(run.name)),
+      button(say("runs.rename"), say("runs.rename.title"), run, () => rename(run, places)),
+      button(say("runs.folder"), say("runs.folder.title"), run, () => act(run, "show_folder", {})),
+      trash,
+    );
+    this.facts = factsOf(run);
+    this.table = element("table", { className: "checkpoints", hidden: true });
+    this.table.createCaption().textContent = say("checkpoints.heading");
+    this.drawn = ""; // the rows of the table
+    this.isUnreadable = run.status === "unreadable";
+    const curve = this.isUnreadable ? element("div", { className: "problem", role: "alert", textContent: verdict(run) }) : this.panel.root;
+    this.root = element(
+      "div", { className: "details" },
+      element("div", { className: "top" }, element("button", { className: "back", textContent: say("runs.back"), onclick: places.back })),
+      element("div", "scrolled", element("h3", { textContent: run.name, tabIndex: -1 }), this.facts, buttons, curve, this.table),
+    );
+    this.panel.root.ariaLabel = run.name; // another may stand on the canvas
+    if (!this.isUnreadable) this.feed.load(run.name);
+  }
+
+  /** What the list knows by now; the page stays, with its focus and its zoom. @param {RunSummary} run of the same name */
+  update(run) {
+    const before = this.run;
+    this.run = run;
+    if (run.status !== before.status) this.feed.reload(); // nobody tells of a run that was interrupted
+    const isFocused = this.facts.contains(document.activeElement), facts = factsOf(run);
+    this.facts.replaceWith(facts);
+    this.facts = facts;
+    if (isFocused) facts.querySelector("button")?.focus();
+    this.drawRows();
+  }
+
+  /** @param {string} kind @param {any} data of a message */
+  receive(kind, data) {
+    if (data.run === this.run.name && !this.isUnreadable) this.feed.receive(kind, data);
+  }
+
+  /** @param {import("./history.mjs").History | null} history */
+  show(history) {
+    if (!history) return;
+    this.panel.show(history);
+    this.panel.root.classList.toggle("with-samples", history.samples.length > 0);
+    this.compare.hidden = history.samples.length < 2;
+    this.drawRows();
+  }
+
+  /** Only where they changed: a message comes for each few steps. */
+  drawRows() {
+    const { run, table } = this, { history } = this.feed;
+    if (!history) return;
+    const now = JSON.stringify([run.checkpoints, run.override_step, run.chosen_step, history.tied, history.evaluations]);
+    if (now === this.drawn) return;
+    this.drawn = now;
+    const focused = /** @type {HTMLElement | null} */ (table.contains(document.activeElement) ? document.activeElement : null)?.ariaLabel;
+    const rows = run.checkpoints.map((step) => rowOf(run, history, step, (taken) => this.take(taken)));
+    const heads = [say("checkpoints.step"), say("checkpoints.loss")].map((text) => element("th", { textContent: text, scope: "col" }));
+    table.tBodies[0]?.remove();
+    table.createTBody().append(element("tr", {}, ...heads, element("td")), ...rows);
+    table.hidden = !rows.length;
+    if (focused) [...table.querySelectorAll("button")].find(({ ariaLabel }) => ariaLabel === focused)?.focus();
+  }
+
+  /** @param {number} step @returns {Promise<boolean>} whether the report has it as a person's choice */
+  async take(step) {
+    const { run } = this;
+    const isRecorded = await installed(run, step);
+    if (isRecorded) {
+      run.override_step = step === run.chosen_step ? null : step;
+      this.drawRows();
+    }
+    return isRecorded;
+  }
+
+  async openCheckpoints() {
+    const answer = await historyOf(this.run.name); // with the samples made by now
+    if (answer) openCheckpoints({ ...this.run, ...answer }, (step) => this.take(step));
+  }
+}
+
+/** @param {string} run */
+function historyOf(run) {
+  return getJson(`/pistachio/runs/${encodeURIComponent(run)}/history`);
+}
+
+/** @param {string} text @param {string} title @param {RunSummary} run @param {() => unknown} action not twice at once; its error is told */
+function button(text, title, run, action) {
+  const made = element("button", { textContent: text, title });
+  let isBusy = false; // not `disabled`, which loses the focus
+  made.onclick = async () => {
+    if (isBusy) return;
+    isBusy = true;
+    try {
+      await action();
+    } catch (error) {
+      toast("error", `${run.name}: ${text}`, String(error instanceof Error ? error.message : error));
+    }
+    isBusy = false;
+    if (made.isConnected && document.activeElement === document.body) made.focus(); // a dialog had it
   };
-  const compare = element("button", { className: "first", textContent: say("checkpoints.compare"), title: say("checkpoints.compare.title"), hidden: true });
-  buttons.append(compare);
-  button(say("runs.continue"), say("runs.continue.title"), () => continueOnCanvas(run));
-  button(say("runs.place"), say("runs.place.title"), () => placeRun(run.name));
-  button(say("runs.rename"), say("runs.rename.title"), () => rename(run, places));
-  button(say("runs.folder"), say("runs.folder.title"), () => act(run, "show_folder", {}));
-  button(say("runs.delete"), say("runs.delete.title"), () => trash(run, places)).classList.add("delete");
-  const table = element("table", { className: "checkpoints", hidden: !run.checkpoints.length });
-  table.createCaption().textContent = say("checkpoints.heading");
-  const page = element(
-    "div", { className: "details" },
-    element("div", { className: "top" }, element("button", { className: "back", textContent: say("runs.back"), onclick: places.back })),
-    element("div", "scrolled", element("h3", { textContent: run.name, tabIndex: -1 }), factsOf(run), buttons, panel.root, table),
-  );
-  if (run.status === "unreadable") panel.root.replaceWith(element("div", { className: "problem", role: "alert", textContent: verdict(run) }));
-  else fillIn(run, panel, table, compare).catch((error) => toast("error", run.name, String(error.message)));
-  return page;
+  return made;
 }
 
 /** @param {RunSummary} run */
@@ -72,42 +152,11 @@ function factsOf(run) {
   return list;
 }
 
-/** @param {RunSummary} run @param {Panel} panel @param {HTMLTableElement} table @param {HTMLButtonElement} compare */
-async function fillIn(run, panel, table, compare) {
-  const answer = await getJson(`/pistachio/runs/${encodeURIComponent(run.name)}/history`);
-  if (!answer) return;
-  const history = fromServer(answer);
-  panel.show(history);
-  panel.root.ariaLabel = run.name; // another may stand on the canvas
-  panel.root.classList.toggle("with-samples", history.samples.length > 0);
-  if (history.samples.length > 1) compare.hidden = false;
-  const take = async (/** @type {number} */ step) => {
-    const isTaken = await installed(run, step);
-    if (isTaken) {
-      run.override_step = step === run.chosen_step ? null : step;
-      drawRows();
-    }
-    return isTaken;
-  };
-  compare.onclick = () => openCheckpoints({ ...run, ...answer }, take);
-  const drawRows = () => {
-    const rows = run.checkpoints.map((step) => rowOf(run, history, step, take));
-    const heads = [say("checkpoints.step"), say("checkpoints.loss")].map((text) => element("th", { textContent: text, scope: "col" }));
-    table.tBodies[0]?.remove();
-    table.createTBody().append(element("tr", {}, ...heads, element("td")), ...rows);
-  };
-  drawRows();
-}
-
 /** @param {RunSummary} run @param {import("./history.mjs").History} history @param {number} step @param {(step: number) => Promise<boolean>} take */
 function rowOf(run, history, step, take) {
   const measured = history.evaluations.find((evaluation) => evaluation.step === step);
-  const button = element("button", { textContent: say("checkpoints.install"), title: say("checkpoints.install.title", { step: String(step) }), ariaLabel: say("checkpoints.install.label", { step: String(step) }) });
-  button.onclick = async () => {
-    button.disabled = true;
-    await take(step);
-    button.disabled = false;
-  };
+  const install = button(say("checkpoints.install"), say("checkpoints.install.title", { step: String(step) }), run, () => take(step));
+  install.ariaLabel = say("checkpoints.install.label", { step: String(step) });
   const [first, last] = history.tied ?? [Infinity, -Infinity];
   const isTied = step >= first && step <= last;
   const mark = step === run.override_step ? say("checkpoints.yours") : step === run.chosen_step ? say("checkpoints.chosen") : isTied ? say("checkpoints.tied.short") : "";
@@ -115,7 +164,7 @@ function rowOf(run, history, step, take) {
   if (mark) name.append(element("span", { className: "mark", textContent: mark, title: isTied ? say("checkpoints.tied") : "" }));
   return element(
     "tr", { className: step === run.chosen_step ? "chosen" : "" }, name,
-    element("td", { textContent: measured ? `${signed(measured.percent)} ± ${measured.margin.toFixed(1)}` : "" }), element("td", {}, button),
+    element("td", { textContent: measured ? `${signed(measured.percent)} ± ${measured.margin.toFixed(1)}` : "" }), element("td", {}, install),
   );
 }
 
@@ -127,12 +176,12 @@ async function act(run, action, content) {
   return body;
 }
 
-/** Says how it went. @param {RunSummary} run @param {number} step */
+/** Says how it went. @param {RunSummary} run @param {number} step @returns {Promise<boolean>} whether the report has it as a person's choice */
 async function installed(run, step) {
   try {
-    const { lora_name: file } = await act(run, "install", { step });
+    const { lora_name: file, recorded } = await act(run, "install", { step });
     toast("success", say("checkpoints.installed", { step: String(step) }), say("checkpoints.installed.where", { file }));
-    return true;
+    return recorded;
   } catch (error) {
     toast("error", say("checkpoints.not_installed", { step: String(step) }), String(error instanceof Error ? error.message : error));
     return false;
@@ -148,7 +197,7 @@ async function rename(run, places) {
 }
 
 /** @param {RunSummary} run @param {Places} places */
-async function trash(run, places) {
+async function moveToTrash(run, places) {
   if (!(await confirmed(say("runs.delete.ask"), say("runs.delete.words", { run: run.name, size: size(run.size_bytes) })))) return;
   const { folder } = await act(run, "trash", {});
   toast("info", say("runs.deleted", { run: run.name }), folder);

@@ -4,6 +4,7 @@ loses nothing when a page comes late or its connection breaks."""
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -253,6 +254,74 @@ def test_the_chart_answers_the_pointer(canvas, server, request):
     page.locator(f"{PANEL} button.log").click()
     assert page.get_attribute(f"{PANEL} path.held-out", "d") != line
     assert canvas.our_errors() == []
+
+
+BLUEPRINT = Path(__file__).parents[2] / "subgraphs" / "Train and choose (Pistachio).json"
+INSIDE = """() => {
+    const outer = app.graph._nodes.find(node => node.subgraph);
+    app.canvas.openSubgraph ? app.canvas.openSubgraph(outer.subgraph, outer) : app.canvas.setGraph(outer.subgraph);
+    const train = outer.subgraph._nodes.find(node => node.type === 'PistachioTrainLora');
+    app.canvas.ds.scale = 0.9;
+    app.canvas.ds.offset = [200 - train.pos[0], 120 - train.pos[1]];
+    app.canvas.setDirty(true, true);
+    return `${outer.id}:${train.id}`;
+}"""
+
+
+def test_in_a_subgraph_the_panel_keeps_its_run_over_a_reload_and_continues_it_there(canvas, server, request):
+    """The node's run_name is linked in the blueprint, so that the canvas hears the run's name from the server alone."""
+    run_name = f"inside_{request.node.callspec.id.replace(' ', '_')}"
+    finished(server, run_name)
+    page, sent = canvas.page, []
+    canvas.load(BLUEPRINT)
+    path = page.evaluate(INSIDE)
+    page.locator(f"{PANEL} .hint").wait_for(timeout=30_000)
+    tell = "([node, run, workflow]) => app.api.dispatchEvent(new CustomEvent('executed', { detail: { node, output: { pistachio_run: [{ run, workflow }] } } }))"
+    page.evaluate(tell, [path, "of another workflow", "not this one"])
+    page.evaluate(tell, [path, run_name, page.evaluate("() => app.graph.id")])
+    wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
+
+    page.reload()  # the host opens the workflow again as it stood
+    page.wait_for_function("() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph?._nodes.some(node => node.subgraph)", timeout=120_000)
+    page.evaluate(INSIDE)
+    wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
+
+    def take(route):
+        sent.append(route.request.post_data_json)
+        route.fulfill(json={"prompt_id": "taken", "number": 1, "node_errors": {}})
+
+    page.route("**/api/prompt", take)
+    page.locator(f"{PANEL} button", has_text="Continue by half").click()
+    for _ in range(100):
+        if sent:
+            break
+        page.wait_for_timeout(100)
+    page.unroute("**/api/prompt")
+    (prompt,) = [each["prompt"] for each in sent]
+    trained = prompt[path]["inputs"]
+    assert trained["num_steps"] == LONG * 3 // 2
+    assert prompt[trained["continue_run"][0]]["class_type"] == "PistachioLoadRun" and prompt[trained["continue_run"][0]]["inputs"]["run"] == run_name
+    assert canvas.our_errors() == []
+
+
+def test_caching_is_told_of_the_open_workflow_alone(canvas, server):
+    """Another workflow's node may have the same number; which workflow a prompt is of stands in the server's queue."""
+    load(canvas, "never_run")
+    page = canvas.page
+    source, workflow = page.evaluate(
+        "() => { const train = app.graph._nodes.find(node => node.type === 'PistachioTrainLora');"
+        " return [train.getInputNode(train.inputs.findIndex(input => input.name === 'encoded')).id, app.graph.id]; }"
+    )
+    queue = [[1, "ours", {}, {"extra_pnginfo": {"workflow": {"id": workflow}}}, []], [2, "theirs", {}, {"extra_pnginfo": {"workflow": {"id": "another"}}}, []]]
+    page.route("**/api/queue", lambda route: route.fulfill(json={"queue_running": queue, "queue_pending": []}))
+    tell = "async detail => { app.api.dispatchEvent(new CustomEvent('progress', { detail })); await new Promise(done => setTimeout(done, 500)); }"
+    page.evaluate(tell, {"node": str(source), "value": 5, "max": 20, "prompt_id": "theirs"})
+    assert "held-out" in text(canvas, ".hint")
+    page.evaluate(tell, {"node": str(source), "value": 5, "max": 20, "prompt_id": "ours"})
+    assert "5 of 20" in text(canvas, ".hint")
+    page.evaluate(tell, {"node": str(source), "value": 20, "max": 20, "prompt_id": "ours"})
+    assert "held-out" in text(canvas, ".hint")
+    page.unroute("**/api/queue")
 
 
 def test_the_panel_is_not_saved_and_not_sent(canvas):

@@ -125,6 +125,51 @@ def test_a_checkpoint_is_installed_from_the_list(tab, server):
     assert tab.locator("circle.dot").count() == 3
 
 
+def test_a_choice_is_marked_where_a_report_records_it_and_the_keys_stay_with_the_button(tab, canvas, server, request):
+    """A run that was interrupted has no report; a finished one's is in the test before."""
+    name = f"side stopped {request.node.callspec.id}"
+    folder = write_run(server, name, (0, -3, -5))
+    (folder.path / "report.json").unlink()
+    tab.get_by_label("Read the list again").click()
+    tab.get_by_role("button", name=name, exact=True).click()
+    install = tab.get_by_label("Install step 200")
+    with canvas.page.expect_response(lambda answer: answer.url.endswith("/install")) as answered:
+        install.press("Enter")
+    assert answered.value.json()["recorded"] is False
+    canvas.page.locator(".p-toast-message", has_text="Step 200 is installed").first.wait_for()
+    assert tab.locator("tr", has_text="your choice").count() == 0
+    tab.get_by_role("button", name="All runs").click()
+    tab.get_by_role("button", name="side other", exact=True).click()
+    tab.get_by_label("Install step 200").press("Enter")
+    tab.locator("tr", has_text="your choice").wait_for()  # its rows are drawn anew
+    assert canvas.page.evaluate("() => document.activeElement.ariaLabel") == "Install step 200"
+    folder.path.rename(server.base / name)
+
+
+def test_the_page_of_a_run_that_is_trained_goes_on(tab, canvas, server, request):
+    name = f"side going {request.node.callspec.id}"
+    folder, page = write_run(server, name, (0, -3)), canvas.page
+    (folder.path / "report.json").unlink()
+    with folder.locked():
+        tab.get_by_label("Read the list again").click()
+        tab.get_by_role("button", name=name, exact=True).click()
+        tab.locator("circle.dot").nth(1).wait_for()
+        tab.locator("h3").evaluate("heading => { heading.dataset.before = 'yes'; }")
+        row = {key: value for key, value in evaluation(200, -5, base=2.0).items() if key not in ("kind", "errors", "t_values")}
+        page.evaluate(
+            "detail => app.api.dispatchEvent(new CustomEvent('pistachio.evaluation', { detail }))",
+            row | {"run": name, "node_id": "1", "num_steps": 200, "sitting": None, "sequence": 1},  # this server does not train it, and has no sitting
+        )
+        tab.locator("circle.dot").nth(2).wait_for()
+        assert "−5.0 % ± 1.0" in tab.locator("tr", has_text="200").text_content()
+    with (folder.path / "metrics.jsonl").open("a") as rows:
+        rows.write(json.dumps(evaluation(200, -5, base=2.0)) + "\n")
+    page.evaluate("() => app.api.dispatchEvent(new CustomEvent('execution_interrupted', { detail: {} }))")
+    tab.locator(".status", has_text="interrupted").wait_for()
+    assert tab.locator("h3").get_attribute("data-before") == "yes" and tab.locator("circle.dot").count() == 3  # the same page all along
+    folder.path.rename(server.base / name)
+
+
 def test_checkpoints_are_compared_by_their_samples_and_one_is_taken(tab, canvas, server):
     page, dialog = canvas.page, canvas.page.locator(".pistachio-checkpoints")
     lora, report = server.base / "models" / "loras" / "side tom-step200.safetensors", RunFolder(server.base / "output" / "pistachio" / "side tom").report
@@ -206,6 +251,16 @@ def test_a_run_is_continued_on_the_canvas(tab, canvas):
     ) == "side mia"
 
 
+def test_the_command_continues_the_nodes_own_run_alone(tab, canvas):
+    """It queues the graph at once: another run's name would train somebody else."""
+    page = canvas.page
+    page.evaluate("() => { app.graph.clear(); const node = LiteGraph.createNode('PistachioTrainLora'); app.graph.add(node);"
+                  " node.widgets.find(widget => widget.name === 'run_name').value = 'side not there'; }")
+    page.evaluate("() => { app.extensionManager.command.execute('Pistachio.ContinueByHalf'); }")
+    page.locator(".p-toast-message", has_text="There is no run to continue.").first.wait_for()
+    assert page.evaluate("() => app.graph._nodes.length") == 1 and page.evaluate("() => app.graph._nodes[0].widgets.find(widget => widget.name === 'num_steps').value") == 0
+
+
 def test_a_run_is_put_on_the_canvas(tab, canvas):
     canvas.page.evaluate("() => app.graph.clear()")
     tab.get_by_role("button", name="side tom", exact=True).click()
@@ -223,17 +278,23 @@ def test_a_run_is_renamed_and_moved_to_the_trash(tab, canvas, server, request):
     write_run(server, f"{name} first", (0, -3, -5))
     tab.get_by_label("Read the list again").click()
     tab.get_by_role("button", name=f"{name} first", exact=True).click()
-    tab.get_by_role("button", name="Rename").click()
+    tab.get_by_role("button", name="Rename").focus()
+    page.keyboard.down("Enter")
+    page.wait_for_timeout(300)  # as long as a finger is on the key
+    page.keyboard.up("Enter")
     box = page.get_by_role("dialog").get_by_role("textbox")
     box.fill(f"{name} last")
     box.press("Enter")
     tab.locator("h3", has_text=f"{name} last").wait_for()
+    page.wait_for_function("name => document.activeElement.textContent === name", arg=f"{name} last")
     assert RunFolder(folder / f"{name} last").report()["run"] == f"{name} last" and not (folder / f"{name} first").exists()
     tab.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     tab.locator("input[type=search]").wait_for()
     assert f"{name} last" not in names(tab)
     assert (folder / ".trash" / f"{name} last" / "metrics.jsonl").is_file()
+    page.wait_for_function("() => document.activeElement.matches('.pistachio-runs .run .name')")
+    assert " on the disk, and " in tab.locator(".total").text_content() and tab.locator(".total").text_content().endswith(" kB in the trash")
 
 
 # ---- the settings below Pistachio ------------------------------------------------

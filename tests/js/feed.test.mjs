@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { Feed } from "../../js/feed.mjs";
+import { Feed, MOST_WAITING } from "../../js/feed.mjs";
+import { CAPACITY, Trace } from "../../js/trace.mjs";
 
 /** A trainer and its server: rows on the disk, messages numbered, answers that the test lets go. */
 class Server {
@@ -157,4 +158,52 @@ test("a finished run that is continued runs again", async () => {
   assert.deepEqual([feed.history.status, feed.history.chosenStep], ["running", null]);
   feed.receive("finished", { ...server.message(3), verdict: "Good.", chosen_step: 3 });
   assert.deepEqual([feed.history.status, feed.history.chosenStep, feed.history.verdict], ["finished", 3, "Good."]);
+});
+
+test("a day of messages, with gaps, failures and a server that hangs for hours, keeps its size and ends whole", async () => {
+  const MESSAGES = 120_000, EACH = 3; // steps of a message, as of ten a second
+  const served = new Trace(); // what the server has on its disk, thinned as it thins it
+  const state = { sequence: 0, step: 0, is: "well", asked: 0, hanging: [] };
+  const answer = () => ({
+    name: "anna", status: "running", live: { sitting: "one", sequence: state.sequence, phase: "", seconds_left: 5 }, num_steps: MESSAGES * EACH, step: state.step,
+    training: { stride: served.stride, steps: [...served.steps.subarray(0, served.count)], low: [...served.lows.subarray(0, served.count)], high: [...served.highs.subarray(0, served.count)] },
+    evaluations: [], probes: [], samples: [], note: "", memory: null, seconds_per_step: 0.1, chosen_step: null, verdict: "",
+  });
+  const feed = new Feed(() => {
+    state.asked++;
+    if (state.is === "failing") return Promise.reject(new Error("gone"));
+    return state.is === "hanging" ? new Promise((resolve) => state.hanging.push(resolve)) : Promise.resolve(answer());
+  }, () => {});
+  let most = 0;
+  for (let i = 1; i <= MESSAGES; i++) {
+    const rows = Array.from({ length: EACH }, () => [++state.step, Math.sin(state.step), 0.1]);
+    for (const [step, loss] of rows) served.add(step, loss);
+    const data = { run: "anna", sitting: "one", sequence: ++state.sequence, step: state.step, num_steps: MESSAGES * EACH, rows };
+    if (i === 30_000) state.is = "failing";
+    if (i === 60_000) state.is = "hanging";
+    if (i === 90_000) {
+      state.is = "well";
+      for (const go of state.hanging.splice(0)) go(answer());
+      await settle();
+    }
+    if (i % 997 === 0) { // lost on the way, or another second has come
+      feed.answeredAt = -Infinity;
+      if (feed.later) clearTimeout(feed.later);
+      feed.later = null;
+      await settle();
+      continue;
+    }
+    feed.receive(i % 5000 === 0 ? "note" : "train", i % 5000 === 0 ? { ...data, text: "A note." } : data);
+    most = Math.max(most, feed.waiting.length);
+  }
+  feed.reload();
+  await settle();
+  if (feed.later) clearTimeout(feed.later);
+  const { history } = feed;
+  assert.deepEqual([history.sequence, history.step], [MESSAGES, MESSAGES * EACH]);
+  assert.ok(history.step - history.training.last < history.training.stride); // an answer has the first step of each stretch
+  assert.ok(history.training.count <= CAPACITY && history.training.steps.length === CAPACITY);
+  assert.equal(most, MOST_WAITING); // it was reached while nobody answered, and not passed
+  assert.deepEqual([feed.waiting.length, state.hanging.length], [0, 0]);
+  assert.ok(state.asked < 200, `${state.asked} questions`);
 });
