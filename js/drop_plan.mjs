@@ -64,7 +64,7 @@ export function planOf(files, { videos, maxBytes }) {
     else if (/\.txt$/i.test(file.path)) loose.push(file);
     else refused.push({ path: file.path, reason: say("drop.reason.other") });
   }
-  const groups = pictures.map((picture) => ({ picture, sidecars: sidecars.get(stemOf(picture.path)) ?? [] }));
+  const groups = pictures.map((picture) => ({ picture, sidecars: [...(sidecars.get(stemOf(picture.path)) ?? [])] }));
   return { top, groups, loose, table, refused };
 }
 
@@ -102,15 +102,16 @@ export function following(sidecar, from, to) {
 }
 
 /**
- * Where the files go. With `fresh` the person is asked: into the folder on the node, or into a new one.
- * @param {Place} place the folder on the node @param {string} top @returns {{into: string, fresh: string | null}}
+ * Where the files go. With `fresh` the person is asked: into the folder on the node (null: it takes none), or into a new one.
+ * @param {Place} place the folder on the node @param {string} top @returns {{into: string, fresh: null} | {into: string | null, fresh: string}}
  */
 export function targetOf(place, top) {
   const own = safeName(baseOf(place.folder.replace(/\/+$/, "")));
-  if (!top) return { into: place.takes_files ? place.folder : `${NEW_SETS}/${own || "pictures"}`, fresh: null };
-  const fresh = `${NEW_SETS}/${safeName(top) || "pictures"}`;
+  if (!top && place.takes_files) return { into: place.folder, fresh: null };
+  const fresh = `${NEW_SETS}/${(top ? safeName(top) : own) || "pictures"}`;
   const isFilled = place.exists && (place.num_pictures ?? 0) + (place.num_videos ?? 0) > 0;
-  if (!place.takes_files || !isFilled) return { into: fresh, fresh: null };
+  if (!isFilled) return { into: fresh, fresh: null };
+  if (!place.takes_files) return { into: null, fresh }; // never another set in place of the one on the node, unasked
   return own === safeName(top) ? { into: place.folder, fresh: null } : { into: place.folder, fresh };
 }
 

@@ -5,12 +5,12 @@
  */
 
 import { Upload } from "./drop.mjs";
-import { chosenFiles, droppedFiles, hasFiles } from "./drop_files.mjs";
+import { chosenFiles, droppedFiles, hasFiles, MOST_FILES } from "./drop_files.mjs";
 import { planOf, targetOf } from "./drop_plan.mjs";
 import { element } from "./elements.mjs";
 import { chooseFolder, thumbnail } from "./folders.mjs";
 import { contentWords } from "./folders_list.mjs";
-import { getJson, inputNode, nodeAt, onMessage, onNode, redraw, toast, whenRemoved, whenSettled } from "./host.mjs";
+import { getJson, isLinked, nodeAt, onMessage, onNode, redraw, toast, whenRemoved, whenSettled } from "./host.mjs";
 import { button } from "./review_parts.mjs";
 import { say, sayCounted } from "./words.mjs";
 
@@ -23,7 +23,7 @@ const OTHER_DOM = ".dom-widget"; // the host's frame of an element over the canv
 
 /**
  * @typedef {import("./host.mjs").CanvasNode & {onDragOver?: (event: DragEvent) => boolean, onDragDrop?: (event: DragEvent) => Promise<boolean>}} CanvasNode
- * @typedef {import("./drop_files.mjs").DroppedFile} DroppedFile
+ * @typedef {import("./drop_files.mjs").Given} Given
  * @typedef {import("./drop_plan.mjs").Place} Place
  */
 
@@ -62,8 +62,13 @@ class FolderView {
     return this.node.widgets?.find(({ name }) => name === "folder") ?? null;
   }
 
+  /** Whether the folder is given to the node: its own widget is not what runs. */
+  get isGiven() {
+    return isLinked(this.node, "folder");
+  }
+
   get folder() {
-    const value = inputNode(this.node, "folder") ? "" : this.widget?.value;
+    const value = this.isGiven ? "" : this.widget?.value;
     return typeof value === "string" ? value : "";
   }
 
@@ -95,9 +100,10 @@ class FolderView {
     const first = place?.first ?? [];
     this.count.textContent = place?.exists ? contentWords({ name: "", ...place }) : "";
     this.count.title = this.count.textContent ?? "";
-    this.add.disabled = Boolean(this.upload);
+    this.add.disabled = Boolean(this.upload) || this.isGiven;
+    this.choose.disabled = this.isGiven;
     if (!this.result.hidden) return;
-    const hint = !this.folder || place?.exists || place?.takes_files ? say(this.videos ? "drop.hint.videos" : "drop.hint") : place?.problem ?? "";
+    const hint = this.isGiven ? say("drop.given") : !this.folder || place?.exists || place?.takes_files ? say(this.videos ? "drop.hint.videos" : "drop.hint") : place?.problem ?? "";
     const shown = JSON.stringify([place?.folder, first, hint]);
     if (this.strip.dataset.shown === shown) return;
     this.strip.dataset.shown = shown;
@@ -112,22 +118,24 @@ class FolderView {
 
   // ---- files ---------------------------------------------------------------------------
 
-  /** @param {Promise<DroppedFile[]>} files */
-  async take(files) {
+  /** @param {Promise<Given>} given */
+  async take(given) {
     if (this.upload) return toast("info", say("drop.busy"));
+    if (this.isGiven) return toast("info", say("drop.given"));
     try {
-      await this.takeFiles(await files);
+      await this.takeFiles(await given);
     } catch (error) {
       this.upload = null;
       this.showResult(say("drop.failed", { reason: String(error instanceof Error ? error.message : error) }), [], true);
     }
   }
 
-  /** @param {DroppedFile[]} files */
-  async takeFiles(files) {
+  /** @param {Given} given */
+  async takeFiles({ files, cut }) {
     if (!files.length) return;
     const place = /** @type {Place} */ (await getJson(`/pistachio/folder?folder=${encodeURIComponent(this.folder)}`));
     const plan = planOf(files, { videos: this.videos, maxBytes: place.max_bytes });
+    if (cut) plan.refused.unshift({ path: cut, reason: say("drop.reason.many", { most: MOST_FILES }) });
     if (!plan.groups.length && !plan.loose.length && !plan.table) {
       const notes = plan.refused.map(({ path, reason }) => `${path}: ${reason}`);
       this.showResult(say(this.videos ? "drop.nothing.videos" : "drop.nothing"), notes, true);
@@ -141,10 +149,11 @@ class FolderView {
     await this.send();
   }
 
-  /** Where a dropped folder goes while the node shows another set. @param {Place} place @param {string} top @param {string} into @param {string} fresh @returns {Promise<string | null>} */
+  /** Where files go that are no part of the set on the node. @param {Place} place @param {string} top @param {string | null} into @param {string} fresh @returns {Promise<string | null>} */
   ask(place, top, into, fresh) {
     return new Promise((resolve) => {
-      const dialog = element("dialog", { className: "pistachio-folders ask", ariaLabel: say("drop.ask", { top }) });
+      const title = top ? say("drop.ask", { top }) : say("drop.ask.files");
+      const dialog = element("dialog", { className: "pistachio-folders ask", ariaLabel: title });
       let answer = /** @type {string | null} */ (null);
       const choice = (/** @type {string | null} */ folder, /** @type {string} */ words) => element("button", {
         textContent: words, onclick: () => {
@@ -155,9 +164,10 @@ class FolderView {
       const own = choice(fresh, say("drop.ask.fresh", { folder: fresh }));
       own.className = "use";
       dialog.append(
-        element("h2", "", say("drop.ask", { top })),
-        element("p", "", say("drop.ask.words", { folder: into, content: contentWords({ name: "", ...place }) })),
-        element("div", "foot", choice(null, say("folders.cancel")), choice(into, say("drop.ask.into", { folder: into })), own),
+        element("h2", "", title),
+        element("p", "", say("drop.ask.words", { folder: place.folder, content: contentWords({ name: "", ...place }) })),
+        ...(into === null ? [element("p", "", say("drop.ask.closed"))] : []),
+        element("div", "foot", choice(null, say("folders.cancel")), ...(into === null ? [] : [choice(into, say("drop.ask.into", { folder: into }))]), own),
       );
       dialog.addEventListener("keydown", (event) => event.stopPropagation());
       dialog.addEventListener("close", () => {
@@ -219,7 +229,7 @@ class FolderView {
     delete this.actions.dataset.runs;
     const details = notes.length ? [button(say("drop.details.title"), () => this.showNotes(words, notes), sayCounted("drop.details", notes.length))] : [];
     this.actions.replaceChildren(...more, ...details, button(say("drop.close.title"), () => this.hideResult(), say("drop.close")));
-    this.add.disabled = Boolean(this.upload);
+    this.add.disabled = Boolean(this.upload) || this.isGiven;
   }
 
   hideResult() {
@@ -257,6 +267,11 @@ function folderOnNode(node, takes) {
     return true;
   };
   whenSettled(node, ["folder"], READ_WAIT_MS, () => view.read());
+  const { onConnectionsChange } = node;
+  node.onConnectionsChange = function (...values) {
+    onConnectionsChange?.apply(this, values);
+    setTimeout(() => view.read()); // after the link is made
+  };
   setTimeout(() => view.read()); // after the workflow has filled the widgets in
   whenRemoved(node, () => {
     views.delete(view);

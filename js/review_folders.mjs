@@ -1,5 +1,5 @@
 // @ts-check
-/** One store a folder under review: all views of it show the same. Asks before a page with unsaved texts is left. */
+/** One store a folder under review: all views of it show the same. */
 
 import { getJson, postJson, url } from "./host.mjs";
 import { ReviewStore } from "./review_store.mjs";
@@ -20,6 +20,5 @@ export function storeOf(scope) {
   return store;
 }
 
-window.addEventListener("beforeunload", (event) => {
-  if ([...stores.values()].some((store) => store.unsaved.size)) event.preventDefault();
-});
+/** Whether a text of any folder is not on the disk yet. */
+export const hasUnsaved = () => [...stores.values()].some((store) => store.unsaved.size > 0);

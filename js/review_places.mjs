@@ -1,15 +1,17 @@
 // @ts-check
 /**
- * Where reviews stand: on a node, and in a dialog over the canvas. Finds the folder that a node's pictures come from.
+ * Where reviews stand: on a node, and in a dialog over the canvas.
  *
  * `reviewOnNode(node)` serves every node that names its folder in a widget `folder`, gets a dataset from one that does, or
  * sends `ui: {"pistachio_review": [{"folder": ...}]}` when it has run.
  */
 
 import { element } from "./elements.mjs";
-import { inputNode, nodesOnCanvas, onCommand, onMessage, onNode } from "./host.mjs";
+import { isLinked, nodeOf, nodesOnCanvas, onCommand, onMessage, onNode } from "./host.mjs";
 import { ReviewView } from "./review.mjs";
+import { hasUnsaved } from "./review_folders.mjs";
 import { button, icon } from "./review_parts.mjs";
+import { folderOf } from "./review_scope.mjs";
 import { saidOf, say } from "./words.mjs";
 
 const MIN_HEIGHT_PX = 420;
@@ -22,22 +24,6 @@ const REFRESH_INTERVAL_MS = 4000; // while something runs
  * @typedef {import("./host.mjs").CanvasNode} CanvasNode
  * @typedef {import("./review_store.mjs").Scope} Scope
  */
-
-/** @param {CanvasNode | null} node @param {Set<CanvasNode>} [seen] @returns {Scope | null} of the nearest node that names a folder */
-export function folderOf(node, seen = new Set()) {
-  if (!node || seen.has(node)) return null;
-  seen.add(node);
-  const value = (/** @type {string} */ name) => node.widgets?.find((widget) => widget.name === name)?.value;
-  const folder = value("folder");
-  if (typeof folder === "string" && folder.trim() && !inputNode(node, "folder")) {
-    return { folder, recursive: value("recursive") !== false, videos: node.type === "PistachioLoadVideoFolder" };
-  }
-  for (const input of node.inputs ?? []) {
-    const found = input.link == null ? null : folderOf(inputNode(node, input.name), seen);
-    if (found) return found;
-  }
-  return null;
-}
 
 class NodeReview {
   /** @param {CanvasNode} node */
@@ -68,7 +54,7 @@ class NodeReview {
 
 /** @param {CanvasNode} node @returns {object} what Check is asked with */
 function settingsOf(node) {
-  const value = (/** @type {string} */ name) => node.widgets?.find((widget) => widget.name === name)?.value;
+  const value = (/** @type {string} */ name) => (isLinked(node, name) ? undefined : node.widgets?.find((widget) => widget.name === name)?.value);
   const settings = { trigger_word: value("trigger_word"), resolution: value("resolution") };
   return Object.fromEntries(Object.entries(settings).filter(([, one]) => typeof one === "string" || typeof one === "number"));
 }
@@ -142,16 +128,22 @@ const reload = () => new Set(views().map((view) => view.store)).forEach((store) 
 
 onMessage("executed", (data) => {
   const [told] = data.output?.pistachio_review ?? [];
+  if (!told) return;
+  const node = nodeOf(String(data.node ?? "")); // by its whole path: nodes in two subgraphs may have one number
   for (const review of reviews) {
-    if (told && String(data.node ?? "").split(":").at(-1) === String(review.node.id)) {
-      review.told = { folder: told.folder };
-      review.follow();
-      if (told.notes) review.view.say(saidOf(told.sentences, told.notes).join(" "));
-    }
+    if (review.node !== node) continue;
+    review.told = { folder: told.folder };
+    review.follow();
+    if (told.notes) review.view.say(saidOf(told.sentences, told.notes).join(" "));
   }
 });
 for (const type of ["execution_success", "execution_interrupted", "execution_error", "reconnected"]) onMessage(type, reload);
 window.addEventListener("pistachio-folder-changed", reload); // pictures were dropped on a node
+
+window.addEventListener("beforeunload", (event) => {
+  for (const view of views()) view.editor.save(); // a caption that is being typed
+  if (hasUnsaved()) event.preventDefault();
+});
 
 let last = 0;
 onMessage("progress", () => {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { droppedFiles, MOST_FILES } from "../../js/drop_files.mjs";
 import { following, outcomeWords, planOf, safeName, targetOf } from "../../js/drop_plan.mjs";
 import { contentWords, filtered, moved } from "../../js/folders_list.mjs";
 import { brief, inputWords, stopWords } from "../../js/notices_words.mjs";
@@ -17,8 +18,24 @@ test("captions and masks go with their picture", () => {
   assert.equal(made.top, "");
 });
 
-test("two pictures of one name have the caption both", () => {
-  assert.deepEqual(groupsOf(plan("a.png", "a.jpg", "a.txt")), { "a.png": ["a.txt"], "a.jpg": ["a.txt"] });
+test("two pictures of one name have the caption both, and one that is sent is not taken from the other", () => {
+  const made = plan("a.png", "a.jpg", "a.txt");
+  assert.deepEqual(groupsOf(made), { "a.png": ["a.txt"], "a.jpg": ["a.txt"] });
+  made.groups[0].sidecars.shift();
+  assert.deepEqual(groupsOf(made), { "a.png": [], "a.jpg": ["a.txt"] });
+});
+
+test("a folder with more files than are taken is told, others are read to their end", async () => {
+  const file = (path) => ({ isFile: true, name: path, fullPath: `/${path}`, file: (done) => done({ size: 1 }) });
+  const folder = (name, count) => {
+    const entries = [...Array.from({ length: count }, (_, index) => file(`${name}/${index}.png`)), { name: "empty", createReader: () => ({ readEntries: (done) => done([]) }) }];
+    return { isFile: false, name, createReader: () => ({ readEntries: (done) => done(entries.splice(0, 100)) }) };
+  };
+  const drop = (...entries) => droppedFiles({ items: entries.map((entry) => ({ kind: "file", webkitGetAsEntry: () => entry, getAsFile: () => null })) });
+  const whole = await drop(folder("anna", MOST_FILES - 3), folder("bob", 3));
+  assert.deepEqual([whole.files.length, whole.cut], [MOST_FILES, ""]);
+  const many = await drop(folder("anna", MOST_FILES - 3), folder("bob", 4));
+  assert.deepEqual([many.files.length, many.cut, many.files.at(-1).path], [MOST_FILES, "bob", "bob/2.png"]);
 });
 
 test("one dropped folder gives its name, and its parts keep theirs", () => {
@@ -50,12 +67,14 @@ test("where dropped files go", () => {
   const place = (values) => ({ folder: "anna", exists: true, takes_files: true, max_bytes: 1, num_pictures: 3, ...values });
   assert.deepEqual(targetOf(place({}), ""), { into: "anna", fresh: null });
   assert.deepEqual(targetOf(place({ exists: false }), ""), { into: "anna", fresh: null });
-  assert.deepEqual(targetOf(place({ folder: "output/anna", takes_files: false }), ""), { into: "pistachio/anna", fresh: null });
-  assert.deepEqual(targetOf(place({ folder: "", takes_files: false }), ""), { into: "pistachio/pictures", fresh: null });
+  assert.deepEqual(targetOf(place({ folder: "output/anna", takes_files: false }), ""), { into: null, fresh: "pistachio/anna" });
+  assert.deepEqual(targetOf(place({ folder: "anna", takes_files: false }), "anna"), { into: null, fresh: "pistachio/anna" });
+  assert.deepEqual(targetOf(place({ folder: "output/anna", takes_files: false, num_pictures: 0 }), ""), { into: "pistachio/anna", fresh: null });
+  assert.deepEqual(targetOf(place({ folder: "", takes_files: false, exists: false }), ""), { into: "pistachio/pictures", fresh: null });
   assert.deepEqual(targetOf(place({ num_pictures: 0 }), "bob"), { into: "pistachio/bob", fresh: null });
   assert.deepEqual(targetOf(place({}), "bob"), { into: "anna", fresh: "pistachio/bob" });
   assert.deepEqual(targetOf(place({ folder: "sets/anna" }), "anna"), { into: "sets/anna", fresh: null });
-  assert.deepEqual(targetOf(place({ folder: "/mnt/x", takes_files: false }), "../.bob: 2?"), { into: `pistachio/${safeName("../.bob: 2?")}`, fresh: null });
+  assert.deepEqual(targetOf(place({ folder: "/mnt/x", takes_files: false, exists: false }), "../.bob: 2?"), { into: `pistachio/${safeName("../.bob: 2?")}`, fresh: null });
   assert.doesNotMatch(safeName("../.bob: 2?"), /[/\\:?]|^\./);
 });
 
