@@ -40,7 +40,7 @@ def picture_folder(text: str) -> Path:
     if not name:
         raise PistachioError("No folder is given. Write the name of a folder in ComfyUI's input folder on Load Image Folder, for example 'my_character'.")
     candidates = _candidates(name)
-    path = next((candidate for candidate in candidates if _is_allowed(candidate) and candidate.is_dir()), None)
+    path = _there(candidates)
     if path is not None:
         return path.resolve()
     if not any(_is_allowed(candidate) for candidate in candidates):
@@ -76,10 +76,11 @@ def new_picture_folder(text: str) -> Path:
 
 
 def upload_folder(text: str) -> Path:
-    """A folder below input/ that dropped files may go into; it need not exist."""
+    """A folder below input/ that dropped files may go into; it need not exist. Never another than the one that `picture_folder` finds."""
     name = _cleaned(text)
     root = Path(folder_paths.get_input_directory()).resolve()
-    path = next(iter(_candidates(name))) if name else root
+    candidates = _candidates(name) if name else [root]
+    path = _there(candidates) or candidates[0]
     if path == root or not path.is_relative_to(root) or any(part.startswith(".") for part in path.relative_to(root).parts):
         raise PistachioError(f"Pictures can be dropped into a folder below ComfyUI's input folder, and '{text}' is none. Choose another folder.")
     if path.exists() and not path.is_dir():
@@ -120,6 +121,10 @@ def _candidates(name: str) -> list[Path]:
     first, _, rest = name.partition("/")
     named = {"input": input_root, "output": output_root}.get(first)
     return [_joined(root, name) for root in (input_root, *extra)] if named is None else [_joined(named, rest), _joined(input_root, name)]
+
+
+def _there(candidates: list[Path]) -> Path | None:
+    return next((candidate for candidate in candidates if _is_allowed(candidate) and candidate.is_dir()), None)
 
 
 def _joined(root: Path, name: str) -> Path:

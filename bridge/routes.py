@@ -21,12 +21,15 @@ from .captioner_routes import add_captioner_routes
 from .folder_routes import add_folder_routes
 from .folders import allowed_file
 from .history_routes import add_history_routes
+from .kept_bytes import KeptBytes
 from .review_routes import add_review_routes, reviewed_file
 from .run_routes import add_run_routes
 from .upload_routes import add_upload_routes
 
 MAX_THUMBNAIL_PX = 1024
-KEPT_THUMBNAILS = 4096  # of about 8 kB: scrolling back decodes nothing
+KEPT_BYTES = 128_000_000  # some 15,000 small ones, or 800 large ones: scrolling back decodes nothing
+
+_kept = KeptBytes(KEPT_BYTES)
 
 
 def add_routes() -> None:
@@ -61,12 +64,11 @@ def thumbnail(file: str, size_px: int) -> bytes:
 def small_picture(file: Path, size_px: int) -> bytes:
     """JPEG."""
     status = file.stat()
-    return _thumbnail(str(file), status.st_mtime_ns, status.st_size, size_px)
+    return _kept.get((str(file), status.st_mtime_ns, status.st_size, size_px), lambda: _jpeg(file, size_px))
 
 
-@functools.lru_cache(maxsize=KEPT_THUMBNAILS)
-def _thumbnail(file: str, mtime_ns: int, size_bytes: int, size_px: int) -> bytes:
-    image = ImageOps.contain(read_rgb(Path(file)), (size_px, size_px))
+def _jpeg(file: Path, size_px: int) -> bytes:
+    image = ImageOps.contain(read_rgb(file), (size_px, size_px))
     data = BytesIO()
     image.save(data, format="JPEG", quality=85)
     return data.getvalue()
