@@ -216,11 +216,12 @@ class Arm:
     setup: Setup | None = None
     bits: int = 16  # of the products
     needs: tuple[str, ...] = field(default=())  # inputs of the built-in node, or packages
+    compiles: bool = False
 
 
 def own(bits: int = 16, **values) -> Arm:
     setup = Setup(**values)
-    return Arm(make=lambda workload: Own(workload, setup), ours=True, setup=setup, bits=bits, needs=("bitsandbytes",) if setup.format == "nf4" else ())
+    return Arm(make=lambda workload: Own(workload, setup), ours=True, setup=setup, bits=bits, needs=("bitsandbytes",) if setup.format == "nf4" else (), compiles=setup.compile != "off")
 
 
 def planned(limit_gb: float) -> Arm:
@@ -232,7 +233,7 @@ def built_in(*needs: str, **modes) -> Arm:
 
 
 def peft(bits: int = 16, **values) -> Arm:
-    return Arm(make=lambda workload: Peft(workload, **values), needs=("peft",), bits=bits)
+    return Arm(make=lambda workload: Peft(workload, **values), needs=("peft",), bits=bits, compiles=values.get("compiles", False))
 
 
 INT8, E4M3 = torch.int8, torch.float8_e4m3fn
@@ -253,6 +254,8 @@ ARMS: dict[str, Arm] = {
     "ours, fp8-row, compiled blocks": own(8, format="fp8-row", kernels="library", compile="blocks"),
     "ours, int8-convrot, compiled blocks": own(8, format="int8-convrot", kernels="library", compile="blocks"),
     "ours, bf16, CUDA graphs": own(cuda_graph="on"),
+    "ours, bf16, own kernels, CUDA graphs": own(kernels="cuda", cuda_graph="on"),
+    "ours, int8-convrot, own kernels, CUDA graphs": own(8, format="int8-convrot", kernels="cuda", cuda_graph="on"),
     "ours, bf16, products kept": own(keep="products"),
     "ours, bf16, attention kept": own(keep="attention"),
     "ours, bf16, blocks checkpointed": own(keep="blocks"),

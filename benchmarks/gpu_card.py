@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import subprocess
 import time
@@ -15,7 +16,9 @@ from bench_arms import StepClock
 FIXED = ("name", "driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem", "memory.total", "persistence_mode", "compute_mode")
 NOW = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
 WARMUP, MEASURED = 5, 20
-FLUSH_BYTES = 512 << 20  # written between two runs: more than any card's last cache
+FLUSH_BYTES = 512 << 20  # read between two runs: more than any card's last cache
+HOLD_CYCLES = 2_000_000  # about a millisecond in which the card waits, and Python comes to its launches
+MEASURING = ("training", "bridge", "benchmarks")  # what decides a figure
 
 
 def card() -> dict:
@@ -42,12 +45,31 @@ def _ask(fields: tuple[str, ...]) -> dict:
 
 
 def commit(root: Path) -> str:
-    """Of the code that measures; "unknown" where there is no history beside it."""
+    """Of the code that measures; where there is no history beside it, a hash of its files."""
     try:
         done = subprocess.run(["git", "-c", f"safe.directory={root}", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        return code_hash(root)
+    return done.stdout.strip() or code_hash(root)
+
+
+def code_hash(root: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(path for folder in MEASURING for path in (root / folder).rglob("*") if path.suffix in (".py", ".cu")):
+        text = path.read_bytes().replace(b"\r\n", b"\n")
+        found.update(f"{path.relative_to(root).as_posix()} {len(text)}\n".encode() + text)
+    return f"code {found.hexdigest()[:12]}"
+
+
+def fault(device: torch.device) -> str:
+    """What the card has against going on: after an illegal access every further call of the process fails. Empty: nothing."""
+    if device.type != "cuda":
+        return ""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+    return ""
 
 
 class DeviceClock(StepClock):
@@ -67,32 +89,42 @@ class DeviceClock(StepClock):
 def timed_in_turns(calls: dict[str, Callable], device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
     """(median seconds by name, why a call failed), stamped by the card with cold caches; the calls take turns.
 
-    On a CPU each runs once and nothing is timed.
+    A call that leaves the card unusable ends them all. On a CPU each runs once and nothing is timed.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     failed: dict[str, str] = {}
     on_card = device.type == "cuda"
-    scratch = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device) if on_card else None
+    scratch = torch.zeros(FLUSH_BYTES // 8, dtype=torch.int64, device=device) if on_card else None
     for index in range(WARMUP + MEASURED if on_card else 1):
         for name, call in calls.items():
             if name in failed:
                 continue
             try:
-                if not on_card:
-                    call()
-                    continue
-                scratch.fill_(index & 1)
-                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                before.record()
-                call()
-                after.record()
-                torch.cuda.synchronize()
+                seconds = _stamped(call, scratch) if on_card else call()
             except Exception as error:  # one call must not hide the others; its row says so
                 failed[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+                if fault(device):
+                    return _medians(times, failed), failed
                 continue
-            if index >= WARMUP:
-                times[name].append(before.elapsed_time(after) / 1e3)
-    return {name: statistics.median(each) for name, each in times.items() if each and name not in failed}, failed
+            if on_card and index >= WARMUP:
+                times[name].append(seconds)
+    return _medians(times, failed), failed
+
+
+def _stamped(call: Callable, scratch: torch.Tensor) -> float:
+    """Of one call, without what Python takes to begin it: the card is kept busy meanwhile."""
+    scratch.sum()  # reading leaves nothing in the cache that would have to be written back during the call
+    torch.cuda._sleep(HOLD_CYCLES)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    call()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after) / 1e3
+
+
+def _medians(times: dict[str, list[float]], failed: dict[str, str]) -> dict[str, float]:
+    return {name: statistics.median(each) for name, each in times.items() if each and name not in failed}
 
 
 def timed(call: Callable, device: torch.device) -> float | None:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_card import clocks, timed_in_turns
+from gpu_card import clocks, fault, timed_in_turns
 from gpu_questions import launcher_for
 
 CEILINGS = "ceilings"
+EQUAL_COPY, SHARE_OF_EQUAL_COPY = "copy of as many bytes", "share_of_equal_copy"  # the target's: of bandwidth at the kernel's own size
 FULL_SIZE_BOUND = 1e-2  # ||kernel - torch|| / ||torch|| at the size of a model: both round to 16 bits
 SQUARE = 8192  # of the products that a card's rates are measured with
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
 # What a compiler may make one kernel of; each costs its seconds.
-FUSIBLE = ("norm_", "gated_", "gelu8", "swiglu8", "rms_rope", "quantise_", "rescale_")
+FUSIBLE = ("norm_", "gated_", "gelu8", "swiglu8", "geglu8", "rms_rope", "quantise_", "rescale_")
 
 # What a network does instead, on the same arguments.
 RIVALS: dict[str, dict[str, Callable]] = {
@@ -29,6 +30,7 @@ RIVALS: dict[str, dict[str, Callable]] = {
     "gated_residual": {"eager": lambda x, y, gate: torch.addcmul(x, y, gate)},
     "gelu8": {"eager, kept in bf16": lambda x, tanh: functional.gelu(x, approximate="tanh")},
     "swiglu8": {"eager, kept in bf16": lambda a, b: functional.silu(a) * b},
+    "geglu8": {"eager, kept in bf16": lambda both: both.chunk(2, -1)[0] * functional.gelu(both.chunk(2, -1)[1])},
     "product_int8": {"bf16": lambda a, b: a.to(BF16) @ b.to(BF16).t()},
 }
 
@@ -86,7 +88,9 @@ def measure(name: str, device: torch.device, ceiling: dict, *, rehearse: bool) -
     kinds: dict[str, dict] = {}
     calls: dict[str, Callable] = {}
     size_bytes, reference = 0, None
-    for kind in reversed(operation.implementations):  # torch first: the others are compared with it at full size
+
+    def compared(kind: str) -> None:
+        nonlocal size_bytes, reference
         try:
             error, passed = check(example, kind, launcher, device)
             call = call_of(example.operation, kind, launcher)
@@ -99,32 +103,53 @@ def measure(name: str, device: torch.device, ceiling: dict, *, rehearse: bool) -
             elif not rehearse:
                 apart, _ = compare(example, results, reference)
                 kinds[kind] |= {"apart_from_torch": apart, "passed": passed and apart <= FULL_SIZE_BOUND}
-            calls[kind] = lambda call=call: call(*arguments)
+            calls[kind] = lambda: call(*arguments)
         except Exception as error:  # an implementation that fails must not hide the others; its entry says so
             kinds[kind] = {"passed": False, "failed": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"}
+
+    for kind in reversed(operation.implementations):  # torch first: the others are compared with it at full size
+        if kind != "cuda":
+            compared(kind)
     if example.operation.startswith(FUSIBLE):
         compiled = torch.compile(operation.torch, backend="eager" if rehearse else "inductor", dynamic=False)
         calls["torch, compiled"] = lambda: compiled(*arguments)
     calls |= {rival: lambda call=call: call(*arguments) for rival, call in RIVALS.get(example.operation, {}).items()}
+    if example.flop is None:
+        calls[EQUAL_COPY] = equal_copy(size_bytes, device)
     seconds, failed = timed_in_turns(calls, device)
-    for rival in calls:
+    if "cuda" in operation.implementations:  # last: one that makes the card unusable does not take the others' times along
+        compared("cuda")
+        if "cuda" in calls and not fault(device):
+            again, failed_again = timed_in_turns(calls, device)
+            seconds, failed = seconds | again, failed | failed_again
+    copy_s = seconds.pop(EQUAL_COPY, None)
+    for rival in [name for name in calls if name != EQUAL_COPY]:
         entry = kinds.setdefault(rival, {})
-        entry |= {"failed": failed[rival]} if rival in failed else {}
+        entry |= {"failed": failed[rival], **({"passed": False} if rival == "cuda" else {})} if rival in failed else {}
         if rival in seconds:
-            entry |= {"s": seconds[rival], **share(example, seconds[rival], size_bytes, ceiling, sizes)}
+            entry |= {"s": seconds[rival], **share(example, seconds[rival], size_bytes, copy_s, ceiling, sizes)}
     row = {"kernel": name, "operation": example.operation, "shape": [list(a.shape) for a in arguments if isinstance(a, Tensor)], "by": kinds}
     wrong = [kind for kind, entry in kinds.items() if entry.get("passed") is False and not (rehearse and kind == "library")]
     row |= {"passed": not wrong}
     if rehearse:
         broken = [kind for kind in failed if kind != "library"]
         return {"kernel": name, "operation": example.operation, "rehearsed": not wrong and not broken and size_bytes > 0, **({"by": kinds} if wrong or broken else {})}
-    return {**row, "moved_bytes": size_bytes, **best_of(kinds), "clocks": [clocks(device)]}
+    copied = {"equal_copy_s": copy_s, "equal_copy_bytes_per_s": size_bytes / copy_s} if copy_s else {}
+    return {**row, "moved_bytes": size_bytes, **copied, **best_of(kinds), "clocks": [clocks(device)]}
 
 
-def share(example, seconds: float, size_bytes: int, ceiling: dict, sizes) -> dict:
+def equal_copy(size_bytes: int, device: torch.device) -> Callable:
+    """A copy that reads and writes as many bytes, half of them each: what a kernel of this size could reach at best."""
+    source = torch.zeros(max(1, size_bytes // 2), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def share(example, seconds: float, size_bytes: int, copy_s: float | None, ceiling: dict, sizes) -> dict:
     if example.flop is None:
-        top = ceiling.get("copy_bytes_per_s")
-        return {"bytes_per_s": size_bytes / seconds, **({"bandwidth_share": size_bytes / seconds / top} if top else {})}
+        rate, large = size_bytes / seconds, ceiling.get("copy_bytes_per_s")
+        shares = {SHARE_OF_EQUAL_COPY: copy_s / seconds} if copy_s else {}
+        return {"bytes_per_s": rate, **shares, **({"share_of_large_copy": rate / large} if large else {})}
     rate, top = example.flop(sizes) / seconds, ceiling.get(f"{example.codes}_flop_per_s")
     return {"flop_per_s": rate, **({"rate_share": rate / top} if top else {})}
 

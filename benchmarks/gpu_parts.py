@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gpu_card import fault
+
 NETWORKS = ("wan14b", "flux", "sdxl", "sd35")
 PARTS = ("questions", "kernels", *NETWORKS, "ablation", "loss", "correctness")
 FLOPS = "flops"  # the row of a network that counts a step's work, once
@@ -84,7 +86,10 @@ def run(asked: Asked) -> bool:
         except ERRORS as error:  # one row must not hide the others
             row = {"failed": f"{type(error).__name__}: {str(error).strip()[-1500:]}"}
         longest = min(longest, time.monotonic() - before) if asked.part == "kernels" else time.monotonic() - before
-        asked.emit(name, row)
+        unusable = fault(asked.device)
+        asked.emit(name, row | ({"device_fault": unusable} if unusable else {}))
+        if unusable:
+            return False
     return True
 
 
@@ -143,18 +148,20 @@ def words(row: dict) -> str:
     if "checks" in row:
         failed = [f"{check['check']} ({check['figure']})" for check in row["checks"] if not check["passed"]]
         return f"{len(row['checks'])} checks passed" if not failed else f"FAILED {'; '.join(failed)}"
+    if "device_fault" in row and "by" not in row:
+        return f"the card can't go on: {row['device_fault']}"
     told = {key: value for key, value in row.items() if key not in ("kernel", "question", "run", "losses", "notes", "clocks", "kernels")}
     return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items())
 
 
 def _kind(kind: str, entry: dict) -> str:
-    share = entry.get("bandwidth_share", entry.get("rate_share"))
+    share = entry.get("share_of_equal_copy", entry.get("rate_share"))
     parts = [f"{entry['s'] * 1e6:.0f} us" if "s" in entry else "", f"{share:.0%}" if share else "", "" if entry.get("passed", True) else "WRONG", entry.get("failed", "")]
     return f"{kind} {' '.join(filter(None, parts))}"
 
 
 def is_failure(row: dict) -> bool:
     """An arm that is not ours may be impossible; everything else that fails is a failure."""
-    if "failed" in row:
+    if "failed" in row or "device_fault" in row:
         return row.get("ours", True)
     return row.get("passed") is False or row.get("rehearsed") is False

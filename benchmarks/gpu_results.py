@@ -13,6 +13,8 @@ from pathlib import Path
 # What must be alike for rows of two calls to stand in one table.
 SAME = ("device", "host_version", "torch_version", "commit")
 UNFINISHED = ("skipped", "failed")
+TRIED = ("failed", "timed_out")  # what counts as a try
+MOST_TRIES = 3  # of a row, over all calls
 
 
 class Results:
@@ -27,6 +29,9 @@ class Results:
             if changed or self.value.get("rehearsal") != head["rehearsal"]:
                 raise ValueError(f"{path} holds results with another {', '.join(changed) or 'kind of run'}. Give --json another file, or --fresh to write it anew.")
         self.value |= head
+        running = self.value.pop("running", None)
+        if running is not None:
+            self.add(*running, self.timed_out(*running, "the call before was killed over it"))
         self.save()
 
     def rows(self, part: str) -> list[dict]:
@@ -39,9 +44,15 @@ class Results:
         """The row as it stands now. A row with `times_s` joins what an earlier round measured of the same name."""
         rows = self.value["parts"].setdefault(part, {})
         before = rows.get(name)
+        self.value.pop("running", None)
+        if before is not None and "failed" in before and "skipped" in row and "timed_out" not in row:
+            return before  # which says more
+        tries = self.tries(part, name) + any(key in row for key in TRIED)
+        row = {**row, "tries": tries} if tries else row
         if before is not None and "times_s" in before:
             if "times_s" not in row:  # a later round that was skipped or failed does not undo the first
                 before.setdefault("later", []).append({key: row[key] for key in (*UNFINISHED, "out_of_memory") if key in row})
+                before |= {"tries": tries} if tries else {}
                 self.save()
                 return before
             row = joined(before, row)
@@ -55,6 +66,22 @@ class Results:
         if row is None or any(key in row for key in UNFINISHED):
             return 0
         return len(row["times_s"]) if "times_s" in row else 99
+
+    def tries(self, part: str, name: str) -> int:
+        return (self.row(part, name) or {}).get("tries", 0)
+
+    def rank(self, part: str, name: str) -> int:
+        """What is to be measured first: 0, what nothing speaks against; 1, what was skipped; 2, what failed."""
+        return 2 if self.tries(part, name) else int("skipped" in (self.row(part, name) or {}))
+
+    def begin(self, part: str, name: str) -> None:
+        """Told before a row, so that a call that is killed over it leaves a word."""
+        self.set("running", [part, name])
+
+    def timed_out(self, part: str, name: str, words: str) -> dict:
+        if self.tries(part, name) + 1 < MOST_TRIES:
+            return {"skipped": words, "timed_out": True}
+        return {"failed": f"{words}, as {MOST_TRIES - 1} times before", "timed_out": True}
 
     def set(self, key: str, value) -> None:
         self.value[key] = value

@@ -17,7 +17,7 @@ import torch
 
 from bench_arms import Planned, Workload
 from gpu_arms import ARMS, Arm, Own, forget_compiled, levers, why_unavailable
-from gpu_card import MEASURED, WARMUP, DeviceClock, clocks
+from gpu_card import MEASURED, WARMUP, DeviceClock, clocks, fault
 from gpu_models import REHEARSED_BY, Network, build_patcher, captions, full_networks, latents, small_networks
 from gpu_parts import FLOPS
 from gpu_results import summary
@@ -27,6 +27,7 @@ REHEARSED_TOKENS = 16  # of a caption
 PICTURES = 4
 WARMUP_STEPS, ROUND_STEPS = 4, 10  # of an arm, each round
 LEFT_BYTES = 1 << 30  # after an arm: more is somebody's leak
+COMPILING = 3.0  # times as long as another arm, where no compiled one was measured
 ABLATED, ABLATED_LAYERS = "wan14b", 8  # the width of Wan-14B, and as many of its 40 blocks
 
 
@@ -56,7 +57,7 @@ class Measurer:
 
     def __init__(self, network: Network, arms: dict[str, Arm], device: torch.device, *, rehearse: bool, predicts: bool = True):
         self.network, self.arms, self.device, self.rehearse, self.predicts = network, arms, device, rehearse, predicts
-        self.left_bytes = 0
+        self.left_bytes, self.is_usable = 0, True
 
     def measure(self, name: str) -> dict:
         """A row; nothing of the arm is left on the card when it returns, or `left_bytes` says what."""
@@ -74,8 +75,7 @@ class Measurer:
             row = {"out_of_memory": str(error).splitlines()[0]}
         except Exception as error:  # one arm must not hide the others
             row = {"failed": f"{type(error).__name__}: {str(error).strip()[-1500:]}"}
-        self._take_down()
-        return {"arm": name, "ours": arm.ours, "bits": arm.bits, **row}
+        return {"arm": name, "ours": arm.ours, "bits": arm.bits, **row, **self._taken_down()}
 
     def counted(self) -> dict:
         """The row of a step's work."""
@@ -83,8 +83,7 @@ class Measurer:
             row = count_row(self.network, self.device, rehearse=self.rehearse)
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             row = {"arm": FLOPS, "failed": f"{type(error).__name__}: {str(error).strip()[-1500:]}"}
-        self._take_down()
-        return row
+        return {**row, **self._taken_down()}
 
     def _measured(self, arm: Arm) -> dict:
         began = time.perf_counter()
@@ -110,6 +109,16 @@ class Measurer:
             **_told(trainer), **_prediction(trainer, peak_bytes),
         }
 
+    def _taken_down(self) -> dict:
+        """For the row: what the card has against another arm in this process."""
+        try:
+            self._take_down()
+            unusable = fault(self.device)
+        except RuntimeError as error:  # the first to meet what the arm has left
+            unusable = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+        self.is_usable = not unusable
+        return {"device_fault": unusable} if unusable else {}
+
     def _take_down(self) -> None:
         import comfy.model_management
 
@@ -124,7 +133,7 @@ class Measurer:
 
     @property
     def is_clean(self) -> bool:
-        return self.left_bytes < LEFT_BYTES
+        return self.is_usable and self.left_bytes < LEFT_BYTES
 
 
 def _told(trainer) -> dict:
@@ -173,20 +182,24 @@ def run_part(
     `seconds`: what an arm took before, where it is known; `has_time(seconds)`: is there so much left?"""
     network = ablated_network(rehearse=rehearse) if part == "ablation" else network_for(part, rehearse=rehearse)
     arms = arms_of(part)
-    measurer, longest = Measurer(network, arms, device, rehearse=rehearse, predicts=predicts), first_seconds
+    measurer = Measurer(network, arms, device, rehearse=rehearse, predicts=predicts)
+    is_compiled = lambda name: name in arms and arms[name].compiles
+    longest = {False: first_seconds, True: COMPILING * first_seconds}  # compiled arms by themselves: one would have all others skipped
+    for name, taken in seconds.items():
+        longest[is_compiled(name)] = max(longest[is_compiled(name)], taken)
     settled: dict[str, dict] = {}  # rows that another round would not change
     for name in names:
         begin(name)
         if name in settled:
             emit(name, settled[name])
             continue
-        expected = 0.0 if rehearse else seconds.get(name, longest)
+        expected = 0.0 if rehearse else seconds.get(name, longest[is_compiled(name)])
         if not has_time(expected):
             emit(name, {"arm": name, "skipped": f"no time left for about {expected:.0f} s"})
             continue
         before = time.perf_counter()
         row = measurer.counted() if name == FLOPS else measurer.measure(name)
-        longest = max(longest, time.perf_counter() - before)
+        longest[is_compiled(name)] = max(longest[is_compiled(name)], time.perf_counter() - before)
         if "times_s" not in row:
             settled[name] = row
         emit(name, row)

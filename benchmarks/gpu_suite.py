@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,15 +23,19 @@ import time
 from pathlib import Path
 from queue import Empty, Queue
 
+BEGAN = time.monotonic()  # a call's time is counted from here: what is imported below takes seconds of it
+
 from bench_support import ROOT, booted_host, environment, load_packages, write_json
-from gpu_parts import FLOPS, NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
-from gpu_results import Results
+from gpu_parts import FIRST_ROW_SECONDS, FLOPS, NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
+from gpu_results import MOST_TRIES, Results
 from missing_packages import REPLACEABLE, replace_missing
 
 NO_DEVICE = "NO CUDA DEVICE: nothing was measured"
-EXIT_FAILED, EXIT_USAGE, EXIT_NO_GPU = 1, 2, 3
+EXIT_FAILED, EXIT_USAGE, EXIT_NO_GPU, EXIT_KILLED = 1, 2, 3, 143
 BUDGET_SECONDS, REHEARSAL_SECONDS = 560.0, 3600.0
 GRACE_SECONDS = 20.0  # of the budget: for a worker to end by itself, and for this process to write
+BOOT_SECONDS = 30.0  # of a worker, until one has told
+END_SECONDS = 15.0  # of a worker that has nothing more to tell: one whose card has failed may hang
 CARD_RESULTS = ROOT / "benchmarks" / "results"
 RECORD = "\x1e"  # before each line of a worker that is a record
 # Of a machine without a network: what the host imports, and what single arms need.
@@ -71,14 +76,15 @@ def work(options: argparse.Namespace) -> int:
             torch.set_num_threads(os.cpu_count() or 1)
         tell("host", "", {**environment(host), "replaced_packages": replaced})
         run(Asked(
-            part=given["part"], names=given["names"], device=device, rehearse=options.rehearse, deadline=time.monotonic() + given["seconds_left"],
+            part=given["part"], names=given["names"], device=device, rehearse=options.rehearse, deadline=given["deadline"],
             begin=lambda name: tell("begin", name), emit=lambda name, row: tell("row", name, row), seconds=given["seconds"], known=given["known"],
         ))
+        tell("end", "")
     return 0
 
 
 class Worker:
-    """A child process; its records come through `records` until `None`."""
+    """A child process; its records come through `records` until it ends, or says that it does."""
 
     def __init__(self, options: argparse.Namespace, task: dict):
         command = [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), "--worker", json.dumps(task)]
@@ -101,13 +107,18 @@ class Worker:
             try:
                 record = self.queue.get(timeout=max(0.1, deadline - time.monotonic()))
             except Empty:
-                self.process.kill()
-                self.process.wait()
-                return
-            if record is None:
-                self.process.wait()
-                return
+                return self.end(0.0)
+            if record is None or record[0] == "end":
+                return self.end(END_SECONDS)
             yield record
+
+    def end(self, seconds: float) -> None:
+        """By itself within so many seconds, or killed."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def last_words(self) -> str:
         self.errors.seek(0)
@@ -120,47 +131,60 @@ class Worker:
 class Suite:
     def __init__(self, options: argparse.Namespace, results: Results, deadline: float):
         self.options, self.results, self.deadline = options, results, deadline
-        self.failures: list[str] = []
+        self.boot_seconds = BOOT_SECONDS
+        self.broken: set[tuple[str, str]] = set()  # rows that failed in this call: it doesn't try them again
 
     def left(self) -> float:
         return self.deadline - GRACE_SECONDS - time.monotonic()
 
     def missing(self, part: str, names: list[str]) -> list[str]:
-        """Round by round, so that arms take turns."""
+        """Round by round, so that arms take turns; what failed before comes last, and not for ever."""
         turns = 1 if self.options.rehearse else ROUNDS.get(part, 1)
+        names = sorted((name for name in names if self.results.tries(part, name) < MOST_TRIES), key=lambda name: self.results.rank(part, name))
         return [name for turn in range(turns) for name in names if self.results.rounds(part, name) <= turn and (turn == 0 or name != FLOPS)]
 
+    def has_time_for_a_worker(self, part: str) -> bool:
+        return self.left() > self.boot_seconds + FIRST_ROW_SECONDS.get(part, 5.0)
+
     def run(self, part: str, names: list[str]) -> None:
-        todo = self.missing(part, names)
-        while todo and self.left() > 0:
+        todo, killed_at = self.missing(part, names), self.deadline - GRACE_SECONDS / 2
+        while todo and self.has_time_for_a_worker(part):
             rows = {row_name: self.results.row(part, row_name) for row_name in names}
             task = {
-                "part": part, "names": todo, "seconds_left": self.left(),
+                "part": part, "names": todo, "deadline": self.deadline - GRACE_SECONDS,  # of the machine's clock: a worker takes long to begin
                 "seconds": {name: row["total_s"] for name, row in rows.items() if row and "total_s" in row}, "known": {n: r for n, r in rows.items() if r and n == "ceilings"},
             }
-            worker, begun, finished = Worker(self.options, task), None, 0
-            for kind, name, row in worker.records(self.deadline - GRACE_SECONDS / 2):
-                if kind == "host":
-                    self.results.value["environment"] |= row
-                elif kind == "begin":
-                    begun = name
-                elif kind == "row":
-                    begun, finished = None, finished + 1
-                    self.add(part, name, row)
+            started, worker, begun, finished = time.monotonic(), Worker(self.options, task), None, 0
+            try:
+                for kind, name, row in worker.records(killed_at):
+                    if kind == "host":
+                        self.boot_seconds = time.monotonic() - started
+                        self.results.value["environment"] |= row
+                    elif kind == "begin":
+                        begun = name
+                        self.results.begin(part, name)
+                    elif kind == "row":
+                        begun, finished = None, finished + 1
+                        self.add(part, name, row)
+            finally:
+                worker.end(0.0)
+            is_late = time.monotonic() >= killed_at
             if begun is not None:
-                late = time.monotonic() >= self.deadline - GRACE_SECONDS / 2
-                self.add(part, begun, {"skipped": "the time ran out over it"} if late else {"failed": f"its process ended: {worker.last_words()}"})
+                self.add(part, begun, self.results.timed_out(part, begun, "the time ran out over it") if is_late else {"failed": f"its process ended: {worker.last_words()}"})
                 finished += 1
-            elif finished == 0:
+            elif finished == 0 and not is_late:
                 self.add(part, todo[0], {"failed": f"its process ended: {worker.last_words()}"})
                 finished = 1
-            lost = begun or (todo[0] if finished == 1 and self.results.row(part, todo[0]).get("failed") else None)
-            todo = [name for name in todo[finished:] if name != lost]  # it would only cost another process
+            todo = [name for name in todo[finished:] if (part, name) not in self.broken]  # it would only cost another process
         for name in todo:
             if self.results.row(part, name) is None:
                 self.results.add(part, name, {"skipped": "no time left"})
 
     def add(self, part: str, name: str, row: dict) -> None:
+        if (part, name) in self.broken:  # a worker gives a row that failed again for each round
+            return
+        if any(key in row for key in ("failed", "timed_out", "device_fault")):
+            self.broken.add((part, name))
         row = self.results.add(part, name, row)
         print(f"{part:11} {name:44} {words(row)}", flush=True)
         self.judge(part)
@@ -206,7 +230,7 @@ def check_machine(options: argparse.Namespace) -> int:
         print(f"Not installed: {', '.join(missing)}.")
     bare = ["--bare"] if options.bare else []
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), *bare, "--rehearse", "--worker", json.dumps({"part": "questions", "names": [], "seconds_left": 60, "seconds": {}, "known": {}})],
+        [sys.executable, str(Path(__file__).resolve()), "--comfyui", str(options.comfyui), *bare, "--rehearse", "--worker", json.dumps({"part": "questions", "names": [], "deadline": time.monotonic() + 60, "seconds": {}, "known": {}})],
         capture_output=True, text=True,
     )
     if done.returncode != 0:
@@ -258,7 +282,8 @@ def main() -> int:
         if options.json and CARD_RESULTS not in options.json.resolve().parents:
             write_json(options.json, {"skipped": True, "reason": NO_DEVICE, "torch_version": torch.__version__})
         return EXIT_NO_GPU if options.require_gpu else 0
-    deadline = time.monotonic() + (options.budget or (REHEARSAL_SECONDS if options.rehearse else BUDGET_SECONDS))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_KILLED))  # not without its worker
+    deadline = BEGAN + (options.budget or (REHEARSAL_SECONDS if options.rehearse else BUDGET_SECONDS))
     try:
         results = Results(options.json, head(options), fresh=options.fresh)
     except ValueError as error:

@@ -99,7 +99,7 @@ def _missing():
 
 
 @pytest.mark.parametrize("capability, told", [
-    ((9, 0), None), ((7, 0), "the card is too old (compute capability 7.0, at least 7.5 is needed)"), ((13, 0), "doesn't know the card (compute capability 13.0)"),
+    ((9, 0), None), ((9, 7), None), ((7, 0), "the card is too old (compute capability 7.0, at least 7.5 is needed)"), ((13, 0), "doesn't know the card (compute capability 13.0)"),
 ])
 def test_what_is_said_of_a_card(card, capability, told):
     card(*capability)
@@ -109,6 +109,7 @@ def test_what_is_said_of_a_card(card, capability, told):
     for name, operation in OPERATIONS.items():
         if "cuda" in operation.implementations:
             assert (door.implementation(name) == "cuda") == (told is None), name
+    assert ("sm_97, newer than the compiler: kernels are compiled for sm_90" in text) == (capability == (9, 7))
     assert told is None or (text.count(f"can't: {told}" if capability[0] < 13 else "can't: the compiler") >= 10 and told in door.line)
 
 
