@@ -303,6 +303,8 @@ def test_one_form_ends_on_a_test_sheet(canvas, server, keep, left_idle, request)
     if is_app:
         is_whole = "panel => { const {bottom} = panel.getBoundingClientRect(); return [...panel.querySelectorAll('.actions button:not([hidden])')].map(button => button.getBoundingClientRect().bottom <= bottom); }"
         assert page.locator(f"[data-testid=linear-widgets] {PANEL}").evaluate(is_whole) == [True]
+        page.locator(f"[data-testid=linear-widgets] {PANEL} .actions").evaluate("actions => actions.scrollIntoView({block: 'end'})")
+        keep("one_form_end")
         command(canvas, "Comfy.ToggleLinear")
 
 
