@@ -215,18 +215,15 @@ export async function confirmed(title, message) {
   return (await app.extensionManager.dialog.confirm({ title, message, type: "delete" })) === true;
 }
 
-/** Until the key that was pressed is let go: a prompt that opens before takes its end for an answer. */
-let released = Promise.resolve();
+let released = Promise.resolve(), release = () => {};
 window.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.repeat) return;
-  released = new Promise((resolve) => {
-    for (const end of ["keyup", "blur"]) window.addEventListener(end, () => resolve(), { capture: true, once: true });
-  });
+  if (event.key === "Enter" && !event.repeat) released = new Promise((resolve) => { release = resolve; });
 }, { capture: true });
+for (const end of ["keyup", "blur"]) window.addEventListener(end, () => release(), { capture: true });
 
 /** @param {string} title @param {string} message @param {string} value @returns {Promise<string | null>} null where it was left without an answer */
 export async function asked(title, message, value) {
-  await released;
+  await released; // the host's prompt would take the end of the press that asked for it as an answer
   return app.extensionManager.dialog.prompt({ title, message, defaultValue: value });
 }
 
