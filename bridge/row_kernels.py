@@ -62,7 +62,8 @@ PLACES = {
         swiglus=("img_mlp.1", "txt_mlp.1", "mlp_act"), adds_in_place=True,
     ),
     "OpenAISignatureMMDITWrapper": Places(
-        modulated={f"{side}{norm}": f"{side}{reader}" for side in _SD3 for norm, reader in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1"))}, gated=_both(_SD3, "attn.proj", "attn2.proj", "mlp"), gelus=_both(_SD3, "mlp.act"),
+        modulated={f"{side}{norm}": f"{side}{reader}" for side in _SD3 for norm, reader in (("norm1", "attn.qkv"), ("norm2", "mlp.fc1"))},
+        gated=_both(_SD3, "attn.proj", "attn2.proj", "mlp"), gelus=_both(_SD3, "mlp.act"),
     ),
     "UNetModel": Places(norms=("norm1", "norm2", "norm3"), geglus=("ff.net.0", "ff_in.net.0")),
 }
