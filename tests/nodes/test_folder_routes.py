@@ -73,7 +73,7 @@ def test_the_folder_of_a_run_is_opened_for_whoever_sits_at_the_machine(host, ope
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"id": "opened run"}))
     path = f"/pistachio/runs/{quote('opened run')}/show_folder"
-    ((far, told),) = asked(("POST", path, {"json": {}, "headers": {"X-Asker": "192.168.1.20"}}))
+    ((far, told),) = asked(("POST", path, {"json": {}, "headers": {"X-Asker": "203.0.113.20"}}))
     assert far == 400 and str(folder) in told["error"] and not opened.exists()
     (near, unknown) = asked(("POST", path, {"json": {}}), ("POST", "/pistachio/runs/..%2Fx/show_folder", {"json": {}}))
     assert near == (200, {"folder": str(folder)}) and opened.read_text() == folder.as_uri()
