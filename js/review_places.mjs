@@ -117,8 +117,9 @@ export function openDialog(scope, settings = () => ({})) {
 
 onNode("PistachioReviewDataset", reviewOnNode);
 onCommand("Pistachio.ReviewDataset", say("review.command"), () => {
-  const node = nodesOnCanvas().find((one) => folderOf(one));
-  openDialog(node ? folderOf(node) : null, () => (node ? settingsOf(node) : {}));
+  const scopeOf = (/** @type {CanvasNode} */ node) => [...reviews].find((review) => review.node === node)?.scope ?? folderOf(node);
+  const node = nodesOnCanvas().find(scopeOf);
+  openDialog(node ? scopeOf(node) : null, () => (node ? settingsOf(node) : {}));
 });
 
 // ---- what happens meanwhile --------------------------------------------------------
