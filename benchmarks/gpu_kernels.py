@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpu_card import clocks, fault, timed_in_turns
+from gpu_parts import CEILINGS
 from gpu_questions import launcher_for
 
-CEILINGS = "ceilings"
 EQUAL_COPY, SHARE_OF_EQUAL_COPY = "copy of as many bytes", "share_of_equal_copy"  # the target's: of bandwidth at the kernel's own size
 FULL_SIZE_BOUND = 1e-2  # ||kernel - torch|| / ||torch|| at the size of a model: both round to 16 bits
 SQUARE = 8192  # of the products that a card's rates are measured with

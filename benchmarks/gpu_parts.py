@@ -17,6 +17,7 @@ from gpu_card import fault
 NETWORKS = ("wan14b", "flux", "sdxl", "sd35")
 PARTS = ("questions", "kernels", *NETWORKS, "ablation", "loss", "correctness")
 FLOPS = "flops"  # the row of a network that counts a step's work, once
+CEILINGS = "ceilings"  # the row that kernels are held against: always first
 ROUNDS = {**{name: 2 for name in NETWORKS}, "ablation": 2}
 ERRORS = (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError, AttributeError, KeyError, OSError)
 # What a first row of a part is taken to need, before any is known.

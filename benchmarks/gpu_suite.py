@@ -26,7 +26,7 @@ from queue import Empty, Queue
 BEGAN = time.monotonic()  # a call's time is counted from here: what is imported below takes seconds of it
 
 from bench_support import ROOT, booted_host, environment, load_packages, write_json
-from gpu_parts import FIRST_ROW_SECONDS, FLOPS, NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
+from gpu_parts import CEILINGS, FIRST_ROW_SECONDS, FLOPS, NETWORKS, PARTS, ROUNDS, Asked, is_failure, names_of, run, words
 from gpu_results import MOST_TRIES, Results
 from missing_packages import REPLACEABLE, replace_missing
 
@@ -140,7 +140,7 @@ class Suite:
     def missing(self, part: str, names: list[str]) -> list[str]:
         """Round by round, so that arms take turns; what failed before comes last, and not for ever."""
         turns = 1 if self.options.rehearse else ROUNDS.get(part, 1)
-        names = sorted((name for name in names if self.results.tries(part, name) < MOST_TRIES), key=lambda name: self.results.rank(part, name))
+        names = sorted((name for name in names if self.results.tries(part, name) < MOST_TRIES), key=lambda name: name != CEILINGS and self.results.rank(part, name))
         return [name for turn in range(turns) for name in names if self.results.rounds(part, name) <= turn and (turn == 0 or name != FLOPS)]
 
     def has_time_for_a_worker(self, part: str) -> bool:
@@ -152,7 +152,7 @@ class Suite:
             rows = {row_name: self.results.row(part, row_name) for row_name in names}
             task = {
                 "part": part, "names": todo, "deadline": self.deadline - GRACE_SECONDS,  # of the machine's clock: a worker takes long to begin
-                "seconds": {name: row["total_s"] for name, row in rows.items() if row and "total_s" in row}, "known": {n: r for n, r in rows.items() if r and n == "ceilings"},
+                "seconds": {name: row["total_s"] for name, row in rows.items() if row and "total_s" in row}, "known": {n: r for n, r in rows.items() if r and n == CEILINGS},
             }
             started, worker, begun, finished = time.monotonic(), Worker(self.options, task), None, 0
             try:
@@ -213,7 +213,7 @@ def wanted_rows(names: list[str], rows: str, part: str) -> list[str]:
         from gpu_kernels import operations
 
         operation_of = operations()
-    return [name for name in names if name in asked or operation_of.get(name) in asked or name in ("flops", "ceilings")]
+    return [name for name in names if name in asked or operation_of.get(name) in asked or name in (FLOPS, CEILINGS)]
 
 
 def _installed(name: str) -> bool:

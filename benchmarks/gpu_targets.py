@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpu_kernels import CEILINGS, SHARE_OF_EQUAL_COPY
+from gpu_kernels import SHARE_OF_EQUAL_COPY
+from gpu_parts import CEILINGS
 
 WAN, SDXL = "wan14b", "sdxl"
 

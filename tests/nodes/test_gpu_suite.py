@@ -283,6 +283,8 @@ def test_what_failed_comes_last_and_not_for_ever(monkeypatch, tmp_path):
     rows = suite.results.value["parts"]["questions"]
     assert orders == [["failed", "slow", "new", "skipped"], ["skipped", "new", "failed", "slow"], ["failed", "slow"], []]
     assert rows["failed"]["tries"] == rows["slow"]["tries"] == 3 and "as 2 times before" in rows["slow"]["failed"]
+    suite.results.add("kernels", "ceilings", {"failed": "x"})
+    assert suite.missing("kernels", ["ceilings", "failed"]) == ["ceilings", "failed"]  # without it no other row says its share
     suite.results.add("questions", "failed", {"skipped": "no time left"})
     assert "illegal memory access" in rows["failed"]["failed"]  # what was found stays
 
