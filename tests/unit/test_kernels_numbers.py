@@ -92,6 +92,20 @@ def test_norm_and_modulation(dtype, cols, target, centred):
     check("norm_modulate_backward", dy, x, mean, rstd, weight, 1 + scale, centred, 0.0, target=target)
 
 
+def test_modulation_of_another_type_is_made_alike_before_it_is_repeated():
+    """A float32 copy of [B, T, C] would be as much traffic as the row kernel saves."""
+    x, shift, weight = seeded(1, 4096, 64, dtype=BF16), seeded(1, 64, dtype=BF16, seed=1), seeded(64, seed=2)
+    given = []
+
+    class Written:
+        def launch(self, program, entry, grid, threads, arguments, device, *, shared_bytes=0):
+            given.extend(arguments)
+
+    OPERATIONS["norm_modulate"].cuda(Written(), x, weight, None, shift, None, 1e-6, False)
+    (vector,) = [part for part in given if isinstance(part, torch.Tensor) and part.dtype == F32 and part.shape == x.shape]
+    assert vector.untyped_storage().nbytes() == 64 * 4
+
+
 def test_norm_without_modulation_and_many_tokens():
     x = seeded(1, 131, 24, dtype=BF16)  # three parts of column_sums, the last one short
     _, mean, rstd = check("norm_modulate", x, None, None, None, None, 1e-6, True)
@@ -142,6 +156,16 @@ def test_rows_to_codes_and_back(fp8, dtype, cols, group, target):
     fold = seeded(cols, seed=1).abs()
     codes, scales = check("quantise_rows", x, fold, fp8, group, target=target)
     check("rescale_rows", codes, scales, None, None, group, dtype, target=target)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_stays_so(fp8, bad):
+    x = seeded(3, 512)
+    x[1, 300] = bad
+    for codes, scales in (OPERATIONS["quantise_rows"].cuda(Interpreter("compute_90"), x, None, fp8, 256), OPERATIONS["quantise_rows"].torch(x, None, fp8, 256)):
+        assert scales.isfinite().tolist() == [True, False, True]
+        assert (codes.float() * scales[:, None]).isfinite().all(1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("cols, group", [(512, 256), (77, 0)])
@@ -195,6 +219,17 @@ def test_an_empty_batch_starts_nothing(name, arguments):
 
 
 # ---- the optimisers ------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 165, 3000, 40_000])
+def test_the_librarys_adamw_takes_the_same_step(step):
+    """Also where a correction has become 1 in float32."""
+    settings = dict(lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    p, g, m, v = seeded(64), seeded(64, seed=1), seeded(64, seed=2, scale=0.1), seeded(64, seed=3).square()
+    mine, theirs = ([part.clone() for part in (p, g, m, v)] for _ in range(2))
+    adamw.step_library(*mine, knobs(CPU, step=step, **settings), None)
+    adamw.step_torch(*theirs, knobs(CPU, step=step, **settings), None)
+    assert ((mine[0] - theirs[0]).norm() / (theirs[0] - p).norm()).item() < 1e-3
 
 
 @pytest.mark.parametrize("count", [4096, 1003])

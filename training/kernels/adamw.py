@@ -18,6 +18,7 @@ from .programs import program
 THREADS = 256
 BLOCK = 256  # weights that share a scale, as in training/optimizers/eight_bit.py
 MASK = 0xFFFFFFFF
+ALMOST_ONE = 1 - 2**-24  # the largest float32 below
 
 
 def knobs(device: torch.device, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, step: int) -> Tensor:
@@ -55,8 +56,10 @@ def step_meta(p, g, m, v, knobs, clip):
 
 def step_library(p, g, m, v, knobs, clip):
     """torch's fused AdamW: it reads its rate from the host, so it can't be given one of the device's where a graph is captured."""
-    lr, beta1, beta2, eps, decay, correct1, _ = knobs.tolist()
-    step = torch.tensor(float(round(math.log1p(-correct1) / math.log(beta1))), device=p.device)
+    lr, beta1, beta2, eps, decay, correct1, correct2 = knobs.tolist()
+    # By the slower moment: the other's correction is 1 in float32 after some hundred steps.
+    beta, correct = max((beta1, correct1), (beta2, correct2))
+    step = torch.tensor(float(round(math.log1p(-min(correct, ALMOST_ONE)) / math.log(beta))), device=p.device)
     d = g if clip is None else g * clip
     torch._fused_adamw_([p], [d], [m], [v], [], [step], lr=lr, beta1=beta1, beta2=beta2, weight_decay=decay, eps=eps, amsgrad=False, maximize=False)
 

@@ -113,7 +113,8 @@ def _rows_of_units(matrix: Tensor, what: str) -> Tensor:
 def _low_rank(factor: Tensor) -> Tensor:
     """[N, R] with the rank filled up with zeros to rows of whole units."""
     per_unit = UNIT_BYTES // factor.element_size()
-    factor = torch.nn.functional.pad(factor, (0, -factor.shape[1] % per_unit))
+    if factor.shape[1] % per_unit:
+        factor = torch.nn.functional.pad(factor, (0, -factor.shape[1] % per_unit))
     if factor.stride(1) != 1 or factor.stride(0) % per_unit or factor.data_ptr() % UNIT_BYTES:
         factor = factor.clone(memory_format=torch.contiguous_format)
     return factor

@@ -64,7 +64,8 @@ def forward_cuda(launcher, x, weight, bias, shift, scale, eps, centred, plus=1.0
     if y.numel() == 0:
         return y, mean, rstd
     threads, chunks = row_block(cols)
-    kind, (weight, bias, shift, scale) = alike(weight, bias, over_rows(shift, x), over_rows(scale, x))
+    kind, (weight, bias, shift, scale) = alike(weight, bias, shift, scale)  # before they are as many as the rows
+    shift, scale = over_rows(shift, x), over_rows(scale, x)
     wanted = program(
         "norm", DTYPE=dtype_code(x), MDTYPE=kind, VECTOR=is_aligned(x, y, weight, bias, shift, scale, *codes[:1]), THREADS=threads, CHUNKS=chunks, **format,
     )
@@ -125,7 +126,8 @@ def backward_cuda(launcher, dy, x, mean, rstd, weight, scale, centred, plus=1.0)
     if dx.numel() == 0:
         return dx
     threads, chunks = row_block(cols)
-    kind, (weight, scale) = alike(weight, over_rows(scale, x))
+    kind, (weight, scale) = alike(weight, scale)
+    scale = over_rows(scale, x)
     wanted = program("norm", DTYPE=dtype_code(x), MDTYPE=kind, VECTOR=is_aligned(x, dy, dx, weight, scale), THREADS=threads, CHUNKS=chunks)
     launcher.launch(wanted, "norm_modulate_backward", (batch * tokens, 1), threads, (
         dy, *steps(dy), x, *steps(x), mean, rstd, weight, scale, *steps(scale), dx, whole(tokens), whole(cols),

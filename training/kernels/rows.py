@@ -30,7 +30,7 @@ def digits(group: int, cols: int) -> int:
 
 
 def quantise_torch(x, fold, fp8, group):
-    """[N, C] -> codes [N, C], scale [N]. `fold` [C]: factors for the columns, first of all."""
+    """[N, C] -> codes [N, C], scale [N]. `fold` [C]: factors for the columns, first of all. A row that is not finite has such a scale."""
     values = x.to(wide(x.dtype))
     values = values if fold is None else values * fold
     values = rotate(values, group) if group else values
@@ -39,7 +39,7 @@ def quantise_torch(x, fold, fp8, group):
     up = torch.where(scale > torch.finfo(torch.float32).tiny, 1 / scale, torch.zeros_like(scale))
     units = values * up.unsqueeze(1)
     codes = units.clamp(-top, top).to(torch.float8_e4m3fn) if fp8 else units.round().clamp(-top, top).to(torch.int8)
-    return codes, torch.where(up > 0, scale, torch.zeros_like(scale))
+    return codes, torch.where((up > 0) | ~scale.isfinite(), scale, torch.zeros_like(scale))
 
 
 def quantise_meta(x, fold, fp8, group):

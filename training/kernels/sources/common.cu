@@ -208,9 +208,11 @@ __device__ __forceinline__ float warp_sum(float x) {
     for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(FULL, x, step);
     return x;
 }
+// Of sizes: their bits are in the same order, and NaN, which fmaxf drops, is beyond infinity.
+__device__ __forceinline__ float larger(float x, float y) { return __uint_as_float(max(__float_as_uint(x), __float_as_uint(y))); }
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
-    for (int step = 16; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(FULL, x, step));
+    for (int step = 16; step; step >>= 1) x = larger(x, __shfl_xor_sync(FULL, x, step));
     return x;
 }
 
@@ -275,13 +277,13 @@ __device__ __forceinline__ void row_to_codes(float (&v)[CHUNKS][8], float* buffe
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-        for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[c][i]));
+        for (int i = 0; i < 8; ++i) largest = larger(largest, fabsf(v[c][i]));
     largest = block_max(largest, buffer);
     float scale = largest / LARGEST;
-    // A row of subnormal numbers has no finite inverse: it is zero to the format.
+    // A row of subnormal numbers has no finite inverse: it is zero to the format. One that is not finite stays so by its scale.
     float up = scale > 1.1754944e-38f ? 1.f / scale : 0.f;
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) store_codes(codes, (c * blockDim.x + threadIdx.x) * 8, cols, FORMAT ? to_e4m3(v[c], up) : to_int8(v[c], up));
-    if (threadIdx.x == 0) *scale_of_row = up > 0.f ? scale : 0.f;
+    if (threadIdx.x == 0) *scale_of_row = up > 0.f || !(scale <= 3.4028235e38f) ? scale : 0.f;
 }
 #endif
