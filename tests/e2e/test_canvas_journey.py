@@ -85,7 +85,21 @@ def open_templates(canvas):
 
 def open_template(canvas, key: str) -> None:
     open_templates(canvas)
+    # The host closes its dialog once more when all is loaded, which is after the nodes are there: one that was opened meanwhile would go too.
+    canvas.page.evaluate(
+        """() => {
+            const load = app.loadGraphData;
+            window.isTemplateLoaded = false;
+            app.loadGraphData = async function (...given) {
+                app.loadGraphData = load;
+                const answer = await load.apply(app, given);
+                setTimeout(() => { window.isTemplateLoaded = true; });
+                return answer;
+            };
+        }"""
+    )
     press(canvas.page.get_by_test_id(f"template-workflow-{TITLES[key]}"))
+    canvas.page.wait_for_function("() => window.isTemplateLoaded", timeout=WAIT_MS)
     num_nodes = len(json.loads(tiny_workflows.BUNDLED[key].read_text(encoding="utf-8"))["nodes"])
     canvas.page.wait_for_function("count => app.graph._nodes.length === count", arg=num_nodes, timeout=WAIT_MS)
     skip_tour(canvas)
