@@ -166,7 +166,8 @@ def test_the_page_of_a_run_that_is_trained_goes_on(tab, canvas, server, request)
     with (folder.path / "metrics.jsonl").open("a") as rows:
         rows.write(json.dumps(evaluation(200, -5, base=2.0)) + "\n")
     page.evaluate("() => app.api.dispatchEvent(new CustomEvent('execution_interrupted', { detail: {} }))")
-    tab.locator(".status", has_text="interrupted").wait_for()
+    tab.locator(".status", has_text="queue again to go on").wait_for()
+    assert "interrupted at step 200 of 200" in tab.locator(".about").text_content()
     assert tab.locator("h3").get_attribute("data-before") == "yes" and tab.locator("circle.dot").count() == 3  # the same page all along
     folder.path.rename(server.base / name)
 
