@@ -81,12 +81,12 @@ def programs_of_run(network: str, format: str, setting: str = "cuda") -> tuple[d
 
 def for_card(program, target: str):
     """The same program as a card of this target gets it: there the product's blocks may have fewer rows."""
-    from pistachio.training.kernels.gemm import most_tiles
+    from pistachio.training.kernels.gemm import tiles_of
 
     constants = dict(program.constants)
     if program.source != "gemm":
         return program
-    most = most_tiles(bool(constants["FORMAT"]), int(target.removeprefix("sm_").rstrip("a")) // 10)
+    most = tiles_of(bool(constants["FORMAT"]), int(target.removeprefix("sm_").rstrip("a")) // 10)
     return replace(program, constants=tuple(sorted((constants | {"MT": min(constants["MT"], most)}).items())))
 
 

@@ -6,10 +6,10 @@ Results begin as NaN. What a card would race on (a slot of shared memory filled 
 import pytest
 import torch
 from pistachio.training.kernels import codes as codes_module
-from pistachio.training.kernels import forget_inputs, neighbours, norm_modulate, programs
+from pistachio.training.kernels import forget_inputs, gemm, neighbours, norm_modulate, programs
 from pistachio.training.kernels.codes import codes_of, forget
 from pistachio.training.kernels.door import Door, open_door, shut_doors, whole_products
-from pistachio.training.kernels.gemm import most_tiles, pool_bytes, tiles_for
+from pistachio.training.kernels.gemm import pool_bytes, tiles_of
 from pistachio.training.kernels.glue import Unfit
 from pistachio.training.kernels.linear import Adapter, LowRank, lora_linear, product, product_backward
 from pistachio.training.kernels.neighbours import low_rank_input
@@ -85,13 +85,16 @@ def test_int8_with_scales_low_rank_rotation_and_bias(rows, cols, shared, rank, g
 
 def test_a_block_of_many_rows_and_nothing_beside_the_product():
     given = arguments(130, 24, 64, 0, 0, bare=True)
-    assert tiles_for(130) == 4 and tiles_for(33) == 2 and tiles_for(130, most_tiles(True, 10)) == 2 and most_tiles(True, 9) == most_tiles(False, 10) == 4
     got = OPERATIONS["product_lora_int8"].cuda(Interpreter("compute_80"), *given, F32)
     assert error(got, exact(*given)) < 1e-6
 
 
-def test_e4m3_with_a_low_rank_part():
-    given = arguments(9, 77, 48, 8, 0, fp8=True)
+@pytest.mark.parametrize("major", [8, 10])
+def test_e4m3_with_a_low_rank_part(major, monkeypatch):
+    """In the blocks of both kinds of card."""
+    assert tiles_of(True, major) == (2 if major == 10 else 4) and tiles_of(False, major) == 4
+    monkeypatch.setattr(gemm, "tiles_of", lambda fp8, _: tiles_of(fp8, major))
+    given = arguments(75, 77, 48, 8, 0, fp8=True)
     got = OPERATIONS["product_lora_fp8"].cuda(Interpreter("compute_89"), *given, BF16)
     assert error(got, exact(*given)) < 3e-3
     with pytest.raises(Unfit, match="rotation of e4m3"):

@@ -30,13 +30,11 @@ def pool_bytes(tiles: int) -> int:
     return STAGES * (block_rows(tiles) + BLOCK_COLS) * STEP_BYTES
 
 
-def tiles_for(rows: int, most: int = 4) -> int:
-    """Sixteens of rows to a warp: few where the rest of a block would have nothing to do."""
-    return min(most, 1 if rows <= 32 else 2 if rows <= 64 else 4)
+def tiles_of(fp8: bool, major: int) -> int:
+    """Sixteens of rows to a warp on compute capability `major`: on 10.x the largest block of e4m3 needs more registers than there are.
 
-
-def most_tiles(fp8: bool, major: int) -> int:
-    """Of compute capability `major`: on 10.x the largest block of e4m3 needs more registers than there are."""
+    The same for a product of few rows, which waits for its weight from memory anyway: a program of its own would be one more to compile.
+    """
     return 2 if fp8 and major == 10 else 4
 
 
@@ -85,7 +83,7 @@ def lora_cuda(launcher, a, b, row_scale, col_scale, bias, t, u, alpha, group, dt
     row_scale = row_scale.contiguous()
     col_scale = None if col_scale is None else col_scale.contiguous()
     bias = None if bias is None else bias.float().contiguous()
-    tiles = tiles_for(rows, most_tiles(bool(fp8), torch.cuda.get_device_capability(out.device)[0]) if out.device.type == "cuda" else 4)
+    tiles = tiles_of(bool(fp8), torch.cuda.get_device_capability(out.device)[0] if out.device.type == "cuda" else 0)
     wanted = plan(tiles=tiles, out_code=dtype_code(out), vector=is_aligned(out, bias), fp8=bool(fp8))
     launcher.launch(wanted, "product_lora_fp8" if fp8 else "product_lora_int8", (ceil_div(rows, block_rows(tiles)), ceil_div(cols, BLOCK_COLS)), THREADS, (
         a, _row_bytes(a), b, _row_bytes(b), row_scale, col_scale, bias, t, _row_bytes(t), u, _row_bytes(u), out, whole(rows), whole(cols), whole(shared),

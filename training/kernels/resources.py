@@ -53,8 +53,8 @@ def programs(*, wide: bool = True) -> tuple[Program, ...]:
         _columns("rescale", 5120, DTYPE=BF16, SOURCE=0),
         program("transpose", THREADS=256, VECTOR=1),
         *(program("adamw", THREADS=256, VECTOR=1, CODES=codes) for codes in (0, 1)),
-        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=False),
-        gemm.plan(tiles=4 if wide else 1, out_code=BF16, vector=True, fp8=True),
+        gemm.plan(tiles=4, out_code=BF16, vector=True, fp8=False),
+        gemm.plan(tiles=4 if wide else 2, out_code=BF16, vector=True, fp8=True),
     )
     if not wide:
         return found
@@ -76,7 +76,7 @@ def known_targets() -> tuple[str, ...]:
 
 def is_for(one: Program, target: str) -> bool:
     number, constants = int(target.removeprefix("sm_").rstrip("a")), dict(one.constants)
-    if one.source == "gemm" and constants["MT"] > gemm.most_tiles(bool(constants["FORMAT"]), number // 10):
+    if one.source == "gemm" and constants["MT"] > gemm.tiles_of(bool(constants["FORMAT"]), number // 10):
         return False
     return number >= LEAST_TARGET.get((one.source, constants.get("FORMAT")), 75)
 
