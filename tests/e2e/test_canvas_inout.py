@@ -130,6 +130,24 @@ def test_another_picture_of_the_same_name_gets_a_number_and_takes_its_caption_al
     shutil.rmtree(server.base / "input" / "pistachio" / "sub")
 
 
+def test_no_other_set_takes_the_place_of_one_that_takes_no_files_unasked(canvas, server, given, name):
+    there = write_folder(server.base / "output" / name, 5, size=(40, 40))
+    make(canvas, "PistachioLoadImageFolder", folder=f"output/{name}")
+    before = {path.name: path.read_bytes() for path in there.iterdir()}
+    dialog = canvas.page.locator("dialog.ask")
+    drop(canvas, *middle(canvas, VIEW), given / "picture-01.png")
+    dialog.wait_for(timeout=WAIT_MS)
+    assert "Where do the files go?" in dialog.inner_text() and f"output/{name}: 5 pictures" in dialog.inner_text()
+    assert dialog.get_by_role("button").all_inner_texts() == ["Cancel", f"New set pistachio/{name}"]
+    dialog.get_by_role("button", name="Cancel").click()
+    dialog.wait_for(state="detached")
+    assert folder_of(canvas) == f"output/{name}" and not (server.base / "input" / "pistachio" / name).exists()
+    drop(canvas, *middle(canvas, VIEW), given / "picture-01.png")
+    dialog.get_by_role("button", name=f"New set pistachio/{name}").click()
+    canvas.page.wait_for_function(f"() => {FOLDER.replace('{type}', 'PistachioLoadImageFolder')} === 'pistachio/{name}'", timeout=WAIT_MS)
+    assert (server.base / "input" / "pistachio" / name / "picture-01.png").is_file() and {path.name: path.read_bytes() for path in there.iterdir()} == before
+
+
 def test_a_folder_is_chosen_by_keyboard(canvas, server, name):
     root = server.base / "input" / name
     for index in (1, 2, 10):

@@ -1,6 +1,7 @@
 """The review in a real browser, in both renderers: 1000 pictures, keys, editing, conflicts, undo after a reload, the dialog."""
 
 import shutil
+import uuid
 
 import pytest
 
@@ -208,6 +209,62 @@ def test_a_text_that_cannot_be_saved_is_kept_until_it_is(canvas, folder):
     status(canvas, "picture-06.png: caption saved.")
     assert "once more" in text(folder, 6)
     (folder / "picture-06.txt").write_text(before)
+
+
+def test_a_caption_that_is_being_typed_is_saved_before_the_page_goes(canvas, folder):
+    load(canvas, folder)
+    page, before = canvas.page, text(folder, 7)
+    page.locator(f"{VIEW} .tile", has_text="picture-07.png").dblclick()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("half a sentence")
+    assert page.evaluate("() => window.dispatchEvent(new Event('beforeunload', { cancelable: true }))") is False  # the person is asked
+    status(canvas, "picture-07.png: caption saved.")
+    assert text(folder, 7) == "half a sentence"
+    (folder / "picture-07.txt").write_text(before)
+
+
+def test_the_review_inside_a_blueprint_shows_what_the_run_was_given(canvas, server):
+    """Its own widget is not what runs: the two name other folders, and other pictures."""
+    for name, count in (("blueprint_given", 3), ("blueprint_own", 5)):
+        write_folder(server.base / "input" / name, count, size=(64, 48))
+    page = canvas.page
+    canvas.load(blueprint("blueprint_own"))
+    page.wait_for_function("() => app.graph._nodes.length === 1 && app.graph._nodes[0].subgraph", timeout=WAIT_MS)
+    page.evaluate("folder => { app.graph._nodes[0].widgets.find(widget => widget.name === 'folder').value = folder; app.canvas.setGraph(app.graph._nodes[0].subgraph); }", "blueprint_given")
+    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [60, 40]; app.canvas.setDirty(true, true); }")
+    page.wait_for_selector(VIEW, timeout=WAIT_MS)
+    page.wait_for_function("() => document.querySelector('.pistachio-folder .hint')?.textContent.startsWith('The folder comes in by the input')", timeout=WAIT_MS)
+    assert page.locator(f"{VIEW} .tile").count() == 0
+    given = page.evaluate("async () => Object.values((await app.graphToPrompt()).output).find(node => node.class_type === 'PistachioLoadImageFolder').inputs.folder")
+    assert given == "blueprint_given"
+    canvas.queue()
+    counts(canvas, "3 pictures")
+    page.evaluate("() => app.canvas.setGraph(app.graph)")
+
+
+def blueprint(own_folder: str) -> dict:
+    """Load Image Folder and Review Dataset in a subgraph that is given the folder."""
+    there = {"id": -10, "bounding": [-200, 60, 120, 60]}, {"id": -20, "bounding": [1200, 60, 120, 60]}
+    inner = [
+        {"id": 1, "type": "PistachioLoadImageFolder", "pos": [0, 60], "size": [320, 260], "flags": {}, "order": 0, "mode": 0, "properties": {}, "widgets_values": [own_folder, True],
+         "inputs": [{"name": "folder", "type": "STRING", "widget": {"name": "folder"}, "link": 1}], "outputs": [{"name": "dataset", "type": "PISTACHIO_DATASET", "links": [2]}]},
+        {"id": 2, "type": "PistachioReviewDataset", "pos": [420, 60], "size": [640, 640], "flags": {}, "order": 1, "mode": 0, "properties": {}, "widgets_values": ["", 1024],
+         "inputs": [{"name": "dataset", "type": "PISTACHIO_DATASET", "link": 2}], "outputs": [{"name": "dataset", "type": "PISTACHIO_DATASET", "links": []}]},
+    ]
+    links = [
+        {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 1, "target_slot": 0, "type": "STRING"},
+        {"id": 2, "origin_id": 1, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "PISTACHIO_DATASET"},
+    ]
+    given = {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, "given")), "name": "folder", "type": "STRING", "linkIds": [1], "pos": [-100, 80]}
+    subgraph = {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, "review in a subgraph")), "version": 1, "revision": 0, "config": {}, "name": "Review inside", "inputNode": there[0], "outputNode": there[1],
+        "inputs": [given], "outputs": [], "widgets": [], "nodes": inner, "groups": [], "links": links, "extra": {}, "state": {"lastGroupId": 0, "lastNodeId": 2, "lastLinkId": 2, "lastRerouteId": 0},
+    }
+    outer = {
+        "id": 5, "type": subgraph["id"], "pos": [0, 0], "size": [360, 130], "flags": {}, "order": 0, "mode": 0, "properties": {}, "widgets_values": [], "outputs": [],
+        "inputs": [{"name": "folder", "type": "STRING", "widget": {"name": "folder"}, "link": None}],
+    }
+    return {"last_node_id": 5, "last_link_id": 0, "nodes": [outer], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4, "definitions": {"subgraphs": [subgraph]}}
 
 
 def test_what_a_check_finds_is_said_in_the_language_of_the_canvas(canvas, browser, server, request):
