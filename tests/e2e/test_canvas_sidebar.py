@@ -162,7 +162,7 @@ def test_the_page_of_a_run_that_is_trained_goes_on(tab, canvas, server, request)
             row | {"run": name, "node_id": "1", "num_steps": 200, "sitting": None, "sequence": 1},  # this server does not train it, and has no sitting
         )
         tab.locator("circle.dot").nth(2).wait_for()
-        assert "−5.0 % ± 1.0" in tab.locator("tr", has_text="200").text_content()
+        assert "−5.0 % ± 1.0" in tab.locator("table.checkpoints tr", has_text="200").text_content()
     with (folder.path / "metrics.jsonl").open("a") as rows:
         rows.write(json.dumps(evaluation(200, -5, base=2.0)) + "\n")
     page.evaluate("() => app.api.dispatchEvent(new CustomEvent('execution_interrupted', { detail: {} }))")
