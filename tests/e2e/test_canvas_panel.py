@@ -261,8 +261,8 @@ INSIDE = """() => {
     const outer = app.graph._nodes.find(node => node.subgraph);
     app.canvas.openSubgraph ? app.canvas.openSubgraph(outer.subgraph, outer) : app.canvas.setGraph(outer.subgraph);
     const train = outer.subgraph._nodes.find(node => node.type === 'PistachioTrainLora');
-    app.canvas.ds.scale = 0.5; // the whole of a tall node
-    app.canvas.ds.offset = [400 - train.pos[0], 200 - train.pos[1]];
+    app.canvas.ds.scale = 0.7; // the whole of a tall node; from farther away Nodes 2.0 draws no buttons
+    app.canvas.ds.offset = [400 - train.pos[0], 140 - train.pos[1]];
     app.canvas.setDirty(true, true);
     return `${outer.id}:${train.id}`;
 }"""
