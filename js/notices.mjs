@@ -47,15 +47,18 @@ function tellInputs() {
   if (wrong.length > MOST_TOASTS) tell(sayCounted("notices.more", wrong.length - MOST_TOASTS), "");
 }
 
+let lookTimer = 0;
+
 // The older host says nothing of a refused Run to its extensions; that its request has ended the browser itself tells.
 new PerformanceObserver((list) => {
   const asked = list.getEntries().filter(({ name }) => PROMPT_PATH.test(new URL(name).pathname));
   if (!asked.length) return;
   clear();
+  clearTimeout(lookTimer); // of the Run before: what is wrong now would be told twice
   let looks = 0;
   const look = () => {
     if (Object.keys(nodeErrors()).length) tellInputs();
-    else if (++looks < MOST_LOOKS) setTimeout(look, LOOK_INTERVAL_MS);
+    else if (++looks < MOST_LOOKS) lookTimer = window.setTimeout(look, LOOK_INTERVAL_MS);
   };
   look();
 }).observe({ type: "resource" });
