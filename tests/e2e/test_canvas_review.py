@@ -223,23 +223,27 @@ def test_a_caption_that_is_being_typed_is_saved_before_the_page_goes(canvas, fol
     (folder / "picture-07.txt").write_text(before)
 
 
-def test_the_review_inside_a_blueprint_shows_what_the_run_was_given(canvas, server):
-    """Its own widget is not what runs: the two name other folders, and other pictures."""
+def test_the_review_inside_a_blueprint_shows_what_the_run_was_given(canvas, browser, server):
+    """Its own widget is not what runs: the two name other folders, and other pictures. In a page of its own: the host keeps elements of a subgraph that is gone."""
     for name, count in (("blueprint_given", 3), ("blueprint_own", 5)):
         write_folder(server.base / "input" / name, count, size=(64, 48))
-    page = canvas.page
-    canvas.load(blueprint("blueprint_own"))
-    page.wait_for_function("() => app.graph._nodes.length === 1 && app.graph._nodes[0].subgraph", timeout=WAIT_MS)
-    page.evaluate("folder => { app.graph._nodes[0].widgets.find(widget => widget.name === 'folder').value = folder; app.canvas.setGraph(app.graph._nodes[0].subgraph); }", "blueprint_given")
-    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [60, 40]; app.canvas.setDirty(true, true); }")
-    page.wait_for_selector(VIEW, timeout=WAIT_MS)
-    page.wait_for_function("() => document.querySelector('.pistachio-folder .hint')?.textContent.startsWith('The folder comes in by the input')", timeout=WAIT_MS)
-    assert page.locator(f"{VIEW} .tile").count() == 0
-    given = page.evaluate("async () => Object.values((await app.graphToPrompt()).output).find(node => node.class_type === 'PistachioLoadImageFolder').inputs.folder")
-    assert given == "blueprint_given"
-    canvas.queue()
-    counts(canvas, "3 pictures")
-    page.evaluate("() => app.canvas.setGraph(app.graph)")
+    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+    try:
+        own = Canvas(page=context.new_page(), server=server).open()
+        page = own.page
+        own.load(blueprint("blueprint_own"))
+        page.wait_for_function("() => app.graph._nodes.length === 1 && app.graph._nodes[0].subgraph", timeout=WAIT_MS)
+        page.evaluate("folder => { app.graph._nodes[0].widgets.find(widget => widget.name === 'folder').value = folder; app.canvas.setGraph(app.graph._nodes[0].subgraph); }", "blueprint_given")
+        page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [60, 40]; app.canvas.setDirty(true, true); }")
+        page.wait_for_selector(VIEW, timeout=WAIT_MS)
+        page.wait_for_function("() => document.querySelector('.pistachio-folder .hint')?.textContent.startsWith('The folder comes in by the input')", timeout=WAIT_MS)
+        assert page.locator(f"{VIEW} .tile").count() == 0
+        given = page.evaluate("async () => Object.values((await app.graphToPrompt()).output).find(node => node.class_type === 'PistachioLoadImageFolder').inputs.folder")
+        assert given == "blueprint_given"
+        own.queue()
+        counts(own, "3 pictures")
+    finally:
+        context.close()
 
 
 def blueprint(own_folder: str) -> dict:
