@@ -270,7 +270,7 @@ INSIDE = """() => {
 
 def test_in_a_subgraph_the_panel_keeps_its_run_over_a_reload_and_continues_it_there(canvas, server, request):
     """The node's run_name is linked in the blueprint, so that the canvas hears the run's name from the server alone."""
-    run_name = f"inside_{request.node.callspec.id.replace(' ', '_')}"
+    run_name = f"within_{request.node.callspec.id.replace(' ', '_')}"
     finished(server, run_name)
     page, sent = canvas.page, []
     canvas.load(BLUEPRINT)
