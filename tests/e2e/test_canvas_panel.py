@@ -281,7 +281,9 @@ def test_in_a_subgraph_the_panel_keeps_its_run_over_a_reload_and_continues_it_th
     page.evaluate(tell, [path, run_name, page.evaluate("() => app.graph.id")])
     wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
 
-    page.reload()  # the host opens the workflow again as it stood
+    # The host keeps what was changed a moment later.
+    page.wait_for_function("run => [localStorage, sessionStorage].some(kept => Object.values({...kept}).some(text => text.includes(run)))", arg=run_name, timeout=30_000)
+    page.reload()  # it opens the workflow again as it stood
     page.wait_for_function("() => window.app?.extensionManager?.workflow?.activeWorkflow && window.app.graph?._nodes.some(node => node.subgraph)", timeout=120_000)
     page.evaluate(INSIDE)
     wait_for(canvas, "find('.status')?.textContent.startsWith('finished')")
