@@ -148,11 +148,12 @@ def test_a_choice_is_marked_where_a_report_records_it_and_the_keys_stay_with_the
 
 
 def test_the_page_of_a_run_that_is_trained_goes_on(tab, canvas, server, request):
-    name = f"side going {request.node.callspec.id}"
+    name = f"under way {request.node.callspec.id}"
     folder, page = write_run(server, name, (0, -3)), canvas.page
     (folder.path / "report.json").unlink()
     with folder.locked():
         tab.get_by_label("Read the list again").click()
+        tab.locator("input[type=search]").fill(name)
         tab.get_by_role("button", name=name, exact=True).click()
         tab.locator("circle.dot").nth(1).wait_for()
         tab.locator("h3").evaluate("heading => { heading.dataset.before = 'yes'; }")
